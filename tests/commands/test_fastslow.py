@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from riprap.cli._app import app
-from riprap.commands.fastslow import FastSlowConfig, load_reward
+from riprap.commands.fastslow import FastSlowConfig, load_reward, run_fast_slow
 from riprap.errors import ConfigError
 from riprap.record import Reader
 from tiny import make_llama, make_tokenizer
@@ -46,9 +46,15 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return file
 
 
+def save_model(folder: Path, template: str = "") -> None:
+    make_llama(scale=8.0).save_pretrained(folder / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder / "model")
+
+
 def test_a_run_from_the_command_line(tmp_path: Path) -> None:
-    make_llama(scale=8.0).save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    save_model(tmp_path)
     result = CliRunner().invoke(app, ["fastslow", str(write_config(tmp_path)), "--json"])
     assert result.exit_code in (0, 2), result.output
     outcome = json.loads(result.stdout)
@@ -65,6 +71,41 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert again.exit_code == 1  # there is a record already
 
 
+def test_arguments_of_the_chat_template_reach_it(tmp_path: Path) -> None:
+    save_model(tmp_path, "{% if not word %}{{ raise_exception('no word') }}{% endif %}")
+    path = str(tmp_path / "problems.jsonl")
+    file = write_config(tmp_path, data={"path": path, "chat_template_kwargs": {"word": "yes"}})
+    result = CliRunner().invoke(app, ["fastslow", str(file), "--json"])
+    assert result.exit_code in (0, 2), result.output
+
+
+ASK = {"role": "user", "content": "what is one"}
+SAY = {"role": "assistant", "content": "five"}
+
+
+@pytest.mark.parametrize(
+    ("row", "data", "text"),
+    [
+        ({"messages": [ASK, SAY, ASK, SAY]}, {}, "row 1 goes on after its first answer"),
+        ({"messages": [ASK, SAY], "tools": [{"name": "add"}]}, {}, "row 1 has tools"),
+        ({"messages": [ASK, SAY], "chat_template_kwargs": {"a": 1}}, {}, "arguments of the chat"),
+        ({"messages": [{**ASK, "name": "me"}, SAY]}, {}, "turns with more than a role"),
+        ({"messages": [SAY]}, {}, "row 1 is no problem with an answer"),
+        ({"messages": [ASK, SAY]}, {"response_prefix": "so "}, "`data.response_prefix` would"),
+    ],
+)
+def test_what_a_problem_cannot_have_is_refused_before_the_record(
+    row: dict[str, Any], data: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    config = FastSlowConfig.load(write_config(tmp_path, data={"path": str(file), **data}))
+    with pytest.raises(ConfigError, match=text) as error:
+        run_fast_slow(config)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -72,6 +113,10 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
         ({"fastslow": {"select": "best"}}, "'fastslow.select': Input should be"),
         ({"training": {"learning_rate": 1, "max_steps": 1, "use_vllm": True}}, "cannot be set"),
         ({"training": {"learning_rate": 1, "max_steps": 1, "betas": 1}}, "did you mean 'beta'?"),
+        (
+            {"training": {"learning_rate": 1, "max_steps": 1, "chat_template_kwargs": {}}},
+            "cannot be set: set `data.chat_template_kwargs`",
+        ),
         ({"rewards": "exact"}, "did you mean 'reward'?"),
     ],
 )
@@ -97,9 +142,56 @@ def test_rewards_by_name(name: str, texts: list[str], rewards: list[float]) -> N
     assert load_reward(name)(completions=turns, answer=[answer] * 2, other=1) == rewards
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("it is 10-5", "5"),
+        ("3-4", "4"),
+        ("so -3", "-3"),
+        ("x=-2", "-2"),
+        (".5", "0.5"),
+        ("$1,200.", "1200"),
+    ],
+)
+def test_the_last_number_of_a_text(text: str, number: str) -> None:
+    turns = [[{"role": "assistant", "content": text}]]
+    score = load_reward("number")
+    assert score(completions=turns, answer=[number]) == [1.0]
+    assert score(completions=turns, answer=[f"{float(number) + 1}"]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "text"),
+    [
+        ("number", "five", "row 1 has an answer without a number: reward 'number' needs one"),
+        ("contains", " ", "row 1 has an answer without a text"),
+        ("exact", "", "row 1 has an answer without a text"),
+    ],
+)
+def test_an_answer_that_no_completion_can_miss_or_meet_is_refused(
+    name: str, answer: str, text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"question": "what", "answer": answer}))
+    config = FastSlowConfig.load(write_config(tmp_path, data={"path": str(file)}, reward=name))
+    with pytest.raises(ConfigError, match=text):
+        run_fast_slow(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_trained_leaves_no_record(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    changes = {"fastslow": {"sentences": ["one"], "keep": 3}}
+    with pytest.raises(ConfigError, match="num_generations=4 rollouts of a problem cannot be"):
+        run_fast_slow(FastSlowConfig.load(write_config(tmp_path, **changes)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("def brief(completions, **_):\n    return [1.0 for _ in completions]\n")
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    head += "@dataclass\nclass Found:\n    value: float\n"
+    file.write_text(head + "def brief(completions, **_):\n    return [1.0 for _ in completions]\n")
     assert load_reward(f"{file}:brief")(completions=[1, 2]) == [1.0, 1.0]
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")

@@ -20,6 +20,9 @@ _OWN = {  # keys of GRPOConfig that Riprap sets -> what to do instead
     "hub_token": "it would stand in the record of the run; log in with `hf auth login`",
     "resume_from_checkpoint": "resume in Python; see docs/fastslow.md",
     "use_vllm": "fast–slow training generates with transformers",
+    "use_transformers_continuous_batching": "fast–slow training generates with transformers",
+    "remove_unused_columns": "rewards need the answers",
+    "chat_template_kwargs": "set `data.chat_template_kwargs`",
 }
 
 

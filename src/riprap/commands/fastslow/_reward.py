@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from riprap._text import error_text
 from riprap.errors import ConfigError
 
 Reward = Callable[..., list[float | None]]
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# A minus after a number is no sign: "10-5" ends with 5.
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
 def load_reward(name: str) -> Reward:
@@ -32,10 +34,11 @@ def load_reward(name: str) -> Reward:
         known = ", ".join(_COMPARE)
         raise ConfigError(f"reward {name!r}: choose one of {known}, or give file.py:function")
     path = Path(file).expanduser()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"riprap_reward_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"reward {name!r}: there is no Python file {file!r}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -44,6 +47,18 @@ def load_reward(name: str) -> Reward:
     if not callable(found):
         raise ConfigError(f"reward {name!r}: {file} has no function {function!r}")
     return found  # type: ignore[no-any-return]
+
+
+def check_answer(name: str, answer: str, where: str) -> None:
+    """Refuse an answer whose reward by name would be the same for every completion.
+
+    Raises:
+        ConfigError: `number` finds no number in it, or it is empty.
+    """
+    equal = _COMPARE.get(name)
+    if equal is not None and (not equal(answer, answer) or equal("", answer)):
+        missing = "number" if name == "number" else "text"
+        raise ConfigError(f"{where} has an answer without a {missing}: reward {name!r} needs one")
 
 
 def _comparing(name: str, equal: Callable[[str, str], bool]) -> Reward:

@@ -17,7 +17,7 @@ from riprap.commands._data import Row, read_rows
 from riprap.commands._live import CommandTable, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.fastslow._config import FastSlowConfig
-from riprap.commands.fastslow._reward import load_reward
+from riprap.commands.fastslow._reward import check_answer, load_reward
 from riprap.commands.watch import MODEL_FOLDER, TRAINER_FOLDER, lora_config, on_cpu
 from riprap.errors import ConfigError
 from riprap.fastslow import EditGrammar, FastSlow, LanguageModel
@@ -26,6 +26,7 @@ from riprap.integrations.hf import MonitorCallback
 from riprap.record import require_vacant
 
 POPULATION_FILE = "population.json"  # inside the folder of the run
+_KEYS = {"role", "content"}  # of a turn
 
 
 class _MonitorCallback(MonitorCallback):
@@ -44,15 +45,16 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
     require_vacant(config.run_dir)
     policy = check_monitor_config(config)
     reward, arguments = load_reward(config.reward), _grpo_config(config)
+    if config.data.response_prefix:
+        raise ConfigError("`data.response_prefix` would stand in the answers: remove it")
     rows, summary = read_rows(config.data)
     problems = [_problem(row) for row in rows]
+    for row, problem in zip(rows, problems, strict=True):
+        check_answer(config.reward, problem["answer"], f"row {row.number}")
     model, tokenizer = load_model(config.model)
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError("the model's tokenizer has no chat template: give an instruct model")
     behaviors = build_behaviors(config, model, tokenizer)
-    metadata = {"task": config.title, "config": config.model_dump(mode="json")}
-    metadata |= {"rows": summary.digest, "data": summary.lines()}
-    monitor, guard, _ = build_monitor(config, behaviors, policy, config.run_dir, metadata)
     try:
         trainer = GRPOTrainer(
             model=model,
@@ -61,7 +63,6 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
             train_dataset=Dataset.from_list(problems),
             processing_class=tokenizer,
             peft_config=lora_config(config.lora),
-            callbacks=[_MonitorCallback(monitor, guard)],
         )
     except (TypeError, ValueError, ImportError) as error:
         first = first_line(error, type(error).__name__)[:SHOWN]
@@ -70,7 +71,13 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
     options = config.fastslow.model_dump(exclude={"population", "sentences"})
     sentences = config.fastslow.sentences
     options["proposer"] = EditGrammar(sentences) if sentences else LanguageModel()
-    fast = FastSlow(trainer, config.fastslow.population, monitor=monitor, **options)
+    fast = FastSlow(trainer, config.fastslow.population, **options)
+    # The record begins where nothing is refused any more.
+    metadata = {"task": config.title, "config": config.model_dump(mode="json")}
+    metadata |= {"rows": summary.digest, "data": summary.lines()}
+    monitor, guard, _ = build_monitor(config, behaviors, policy, config.run_dir, metadata)
+    trainer.add_callback(_MonitorCallback(monitor, guard))
+    fast.monitor = monitor
     console = Console(file=sys.stderr) if quiet else Console()
     console.print(*summary.lines(), sep="\n", markup=False, highlight=False)
     monitor.add_tracker(CommandTable(quiet))
@@ -84,12 +91,21 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
 
 
 def _problem(row: Row) -> dict[str, Any]:
-    """Return the turns of a row before its first answer, and this answer."""
+    """Return the turns of a row before its answer, and this answer."""
     first = row.first_learned
-    if not 0 < first < len(row.turns):
+    if not 0 < first < len(row):
         raise ConfigError(f"row {row.number} is no problem with an answer: give both")
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in row.turns[:first]]
-    return {"prompt": turns, "answer": row.turns[first]["content"]}
+    if first < len(row) - 1:
+        raise ConfigError(
+            f"row {row.number} goes on after its first answer: give one answer, the last turn, and "
+            "weight 0 to those before it"
+        )
+    if row.tools or row.template_kwargs or any(turn.keys() - _KEYS for turn in row.turns):
+        raise ConfigError(
+            f"row {row.number} has tools, arguments of the chat template, or turns with more than "
+            "a role and a content: fast–slow training has texts only"
+        )
+    return {"prompt": list(row.turns[:first]), "answer": row.turns[first]["content"]}
 
 
 def _grpo_config(config: FastSlowConfig) -> GRPOConfig:
@@ -101,6 +117,7 @@ def _grpo_config(config: FastSlowConfig) -> GRPOConfig:
         "report_to": "none",
         "use_cpu": on_cpu(),
         "lr_scheduler_type": "constant",
+        "chat_template_kwargs": config.data.chat_template_kwargs,
     }
     defaults["save_strategy"] = "steps" if "save_steps" in passed else "no"
     folder = str(Path(config.run_dir) / TRAINER_FOLDER)
