@@ -90,6 +90,7 @@ def test_three_instructions_share_the_rollouts_as_well_as_they_can(tmp_path: Pat
     trainer = make_trainer(tmp_path)
     fast = FastSlow(trainer, SENTENCES[:3], **SMALL)
     trainer.model.train()
+    fast._last = 0  # no cycle is due
     used = fast._roll_out(["what is"] * 24, trainer)["instruction"]
     assert [used.count(text) for text in SENTENCES[:3]] == [8, 8, 8]
 
@@ -156,6 +157,50 @@ def test_cycles_leave_training_untouched(tmp_path: Path) -> None:
     assert len(fast.cycles) == 4
     assert all(cycle.rollouts == 6 for cycle in fast.cycles)
     assert same(*ends)
+
+
+@pytest.mark.parametrize(
+    ("options", "every", "steps"),
+    [
+        ({"gradient_accumulation_steps": 2}, 2, [0, 2, 4, 6]),
+        ({"num_iterations": 2}, 3, [0, 4, 6]),
+        (
+            {
+                "gradient_accumulation_steps": 2,
+                "steps_per_generation": 4,
+                "num_iterations": 2,
+                "per_device_train_batch_size": 4,
+            },
+            2,
+            [0, 4],
+        ),
+    ],
+    ids=["accumulation", "iterations", "all"],
+)
+def test_a_cycle_runs_just_before_rollouts_that_use_its_population(
+    options: dict[str, Any], every: int, steps: list[int], tmp_path: Path
+) -> None:
+    """TRL generates once in several steps; a cycle in between would be wasted."""
+    seen: list[tuple[int, set[str]]] = []
+    trainer = make_trainer(tmp_path, max_steps=8, **options)
+    fast = FastSlow(trainer, [""], **SMALL | {"every": every})
+    inner = fast._rollouts.generate
+
+    def noting(prompts: list[Any]) -> Any:
+        seen.append(
+            (trainer.state.global_step, {str(prompt).split("\nwhat")[0] for prompt in prompts})
+        )
+        assert fast.cycles[-1].step <= trainer.state.global_step
+        return inner(prompts)
+
+    fast._rollouts.generate = noting  # type: ignore[method-assign]
+    trainer.train()
+    assert [cycle.step for cycle in fast.cycles] == steps
+    generated = dict(seen)
+    for cycle in fast.cycles:
+        kept = {c.text for c in cycle.candidates if c.kept} - {""}
+        assert kept <= generated[cycle.step]
+    assert fast.training_rollouts == len(seen) * trainer.args.generation_batch_size
 
 
 def test_prompts_alone_evolve_with_the_weights_as_they_are(tmp_path: Path) -> None:
@@ -267,6 +312,15 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: 
     assert resumed.state_dict() == whole.state_dict()
     assert [cycle.step for cycle in resumed.cycles] == [0, 2, 4]
     assert same(end[0], weights(trainer))
+
+
+def test_a_rollout_func_that_was_taken_away_is_said(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    FastSlow(trainer, [""], **SMALL)
+    trainer.rollout_func = None
+    with pytest.raises(Exception, match="rollout_func is no longer that of FastSlow"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_a_checkpoint_without_a_population_is_said(tmp_path: Path) -> None:
@@ -408,5 +462,60 @@ def test_rewards_have_weights_and_none_is_no_reward(tmp_path: Path) -> None:
     fast = FastSlow(trainer, [""], **SMALL | {"problems": 12, "proposer": EditGrammar(["one"])})
     [first, *_] = fast.cycle().candidates
     answers = [PROBLEMS[at]["answer"] for at in fast.cycles[0].problems]
+    assert {"red", "blue"} <= {*answers}
     assert first.scores == [0.5 if own == "red" else 6.5 for own in answers]
     assert not trainer._pending_metrics and not trainer._pending_extra_logs
+
+
+def test_a_completion_that_no_reward_scores_has_none(tmp_path: Path) -> None:
+    """With rewards below zero: a 0 would make what was not scored the best."""
+
+    def partial(answer: Any, **columns: Any) -> list[float | None]:
+        scores = of_instruction(**columns)
+        return [None if own == "red" else s - 9 for own, s in zip(answer, scores, strict=True)]
+
+    trainer = make_trainer(tmp_path, reward_funcs=partial)
+    fast = FastSlow(trainer, [""], **SMALL | {"problems": 12})
+    with pytest.warns(UserWarning, match=r"no reward function scored \d+ of \d+ rollouts"):
+        for _ in range(6):
+            fast.cycle()
+    for cycle in fast.cycles:
+        red = [PROBLEMS[at]["answer"] == "red" for at in cycle.problems]
+        for candidate in cycle.candidates:
+            assert [own is None for own in candidate.scores] == red
+    kept = [c for c in fast.cycles[-1].candidates if c.kept]
+    assert kept[0].score >= 1.0 - 9
+    assert plain(fast.state_dict())["cycles"] == [cycle.to_dict() for cycle in fast.cycles]
+
+
+def test_where_nothing_is_scored_the_population_stays(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, reward_funcs=lambda completions, **_: [None] * len(completions)
+    )
+    fast = FastSlow(trainer, ["", "one two"], **SMALL)
+    with pytest.warns(UserWarning, match="no reward function scored"):
+        cycle = fast.cycle()
+    assert fast.population == ["", "one two"]
+    assert all(c.on_front for c in cycle.candidates)
+
+
+@pytest.mark.parametrize("change", [lambda own: own[:-1], lambda own: [*own, 1.0]])
+def test_a_wrong_number_of_rewards_is_refused(change: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, reward_funcs=lambda **columns: change(reward(**columns)))
+    fast = FastSlow(trainer, [""], **SMALL)
+    with pytest.raises(Exception, match=r"returned \d+ rewards for \d+ completions: return one"):
+        fast.evolve(10)
+
+
+def test_rewards_get_the_same_columns_in_cycles_as_in_training(tmp_path: Path) -> None:
+    seen: dict[bool, set[str]] = {}
+
+    def noting(completions: Any, **columns: Any) -> list[float]:
+        seen[trainer.model.training] = {*columns}
+        return reward(completions, columns["answer"])
+
+    rows = [{**row, "completion": "red", "completion_ids": [1]} for row in PROBLEMS]
+    trainer = make_trainer(tmp_path, rows, reward_funcs=noting, max_steps=1)
+    FastSlow(trainer, [""], **SMALL)
+    trainer.train()
+    assert seen[True] == seen[False]

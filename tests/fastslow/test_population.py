@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riprap.fastslow._population import Population, choose_at_random, choose_front, front
+from riprap.fastslow._population import Candidate, Population, choose_at_random, choose_front, front
 
 TABLES = st.integers(1, 5).flatmap(
     lambda width: st.lists(
@@ -20,15 +22,21 @@ TABLES = st.integers(1, 5).flatmap(
 )
 
 
+def dominated(at: int, scores: list[list[float]]) -> bool:
+    """By numpy, column by column: another is nowhere lower and somewhere higher."""
+    gaps = np.array(scores) - np.array(scores[at])
+    return bool(((gaps >= 0).all(axis=1) & (gaps > 0).any(axis=1)).any())
+
+
 @given(TABLES, st.integers(1, 4))
 def test_all_kept_are_best_on_a_problem_and_the_highest_mean_is_first(
     scores: list[list[float]], keep: int
 ) -> None:
     kept = choose_front(scores, keep)
-    best = [max(column) for column in zip(*scores, strict=True)]
-    on_front = [
-        at for at, own in enumerate(scores) if any(s == b for s, b in zip(own, best, strict=True))
-    ]
+    table = np.array(scores)
+    told = table[:, (table != table[0]).any(axis=0)]
+    best = (told == told.max(axis=0)).any(axis=1) if told.size else [True] * len(scores)
+    on_front = [at for at in range(len(scores)) if best[at] and not dominated(at, scores)]
     assert len(kept) == len(set(kept)) == min(keep, len(on_front))
     assert set(kept) <= set(on_front)
     means = [sum(scores[at]) for at in kept]
@@ -54,8 +62,23 @@ def test_those_kept_win_almost_as_many_problems_as_any_choice_could(
 def test_a_specialist_is_kept_before_a_second_generalist() -> None:
     scores = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0] * 4]
     assert choose_front(scores, 2) == [0, 2]
-    assert choose_front(scores, 3) == [0, 1, 2]
-    assert choose_front(scores, 4) == [0, 1, 2]  # the last is nowhere best
+    assert choose_front(scores, 4) == [0, 2]  # the second is nowhere better than the first
+
+
+def test_a_problem_that_nobody_solves_keeps_nobody() -> None:
+    scores = [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert front(scores) == [{0, 1}, set(), set()]
+    assert choose_front(scores, 4) == [0]
+
+
+def test_a_problem_on_which_one_was_not_scored_does_not_count() -> None:
+    scores = [[None, -1.0, 0.5], [-9.0, -2.0, 0.5]]
+    assert front(scores) == [{1}, set()]
+    assert choose_front(scores, 2) == [0]
+    assert choose_front([[None, None], [1.0, 1.0]], 2) == [0, 1]
+    half = Candidate(0, "", None, [None, 3.0], on_front=True, kept=True)
+    assert half.score == 3.0
+    assert math.isnan(Candidate(0, "", None, [None], on_front=True, kept=True).score)
 
 
 def test_where_all_score_the_same_the_oldest_are_kept() -> None:

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from fastslow.small import GRAMMAR, PROBLEMS, SENTENCES, make_trainer
+from riprap.errors import ConfigError
 from riprap.fastslow import EditGrammar, Example, FastSlow, LanguageModel, Request, before_problem
 
 EXAMPLES = [
@@ -58,6 +59,11 @@ def test_a_language_model_sees_the_instruction_and_its_examples() -> None:
         "problem: user: bake {a}\nanswer: x\ncompletion: no\nreward: 0\n"
     ) in asked[0]
     assert LanguageModel(lambda text: "  plain answer \n")(request("x")) == "plain answer"
+    quoting = "Not this:\n```\nold\n```\nbut this:\n```\nnew\n```"
+    assert LanguageModel(lambda text: quoting)(request("old")) == "new"
+    for answer in (" ", "```\n```", "```\nbe brief and"):
+        with pytest.raises(ConfigError, match="answer is empty, or ends before"):
+            LanguageModel(lambda text, answer=answer: answer)(request("x"))  # type: ignore[misc]
 
 
 def test_without_a_call_the_model_in_training_is_asked() -> None:
@@ -100,6 +106,7 @@ def test_another_combination_is_used_in_training_and_in_cycles(tmp_path: Path) -
 
     trainer = make_trainer(tmp_path)
     fast = FastSlow(trainer, ["one two"], every=None, combine=behind, keep=1)
+    seen.clear()
     inner, asked = trainer.processing_class.__class__.__call__, []
 
     def noting(self: object, text: list[str], **options: object) -> object:

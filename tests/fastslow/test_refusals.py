@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from datasets import Dataset, IterableDataset
 from torch import nn
-from trl import RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
-from fastslow.small import GRAMMAR, PROBLEMS, TOKENIZER, make_trainer, reward
+from fastslow.small import CHAT, GRAMMAR, PROBLEMS, TOKENIZER, make_trainer, reward
 from riprap import Monitor
 from riprap.errors import ConfigError
 from riprap.fastslow import EditGrammar, FastSlow, LanguageModel
-from tiny import make_llama
+from tiny import make_llama, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FIXED: dict[str, Any] = {"every": None}
@@ -106,6 +106,33 @@ def changed(**attributes: Any) -> Callable[[Path], Any]:
     return build
 
 
+class Quiz:
+    """An environment without tools: only its prompt and its reward."""
+
+    def reset(self, **_: Any) -> str:
+        return "what is one"
+
+    def get_reward(self, **_: Any) -> float:
+        return 1.0
+
+
+def with_rows(*rows: dict[str, Any]) -> Callable[[Path], Any]:
+    return changed(train_dataset=Dataset.from_list(list(rows)))
+
+
+def with_tokenizer(rows: list[dict[str, Any]], **attributes: Any) -> Callable[[Path], Any]:
+    def build(folder: Path) -> Any:
+        trainer = make_trainer(folder, rows)
+        for name, value in attributes.items():
+            setattr(trainer.processing_class, name, value)
+        return trainer
+
+    return build
+
+
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "what"}]}]
+
+
 @pytest.mark.parametrize(
     ("build", "text"),
     [
@@ -115,6 +142,27 @@ def changed(**attributes: Any) -> Callable[[Path], Any]:
         (taken, "the trainer has a rollout_func already"),
         (changed(use_vllm=True), "generates with transformers' generate: leave use_vllm"),
         (changed(tools=[print]), "rollouts of one turn: give a trainer without tools"),
+        (changed(environment_factories={None: Quiz}), "without tools and environments"),
+        (changed(_is_vlm=True), "works on texts: give a tokenizer"),
+        (with_rows({"prompt": "x", "instruction": "y"}), "rename the column"),
+        (with_rows({"prompt": PARTS}), "the turns of the prompts have parts"),
+        (with_rows({"text": "x"}), "no rows with a `prompt`"),
+        (with_tokenizer(CHAT, response_schema={"a": 1}), "has a response_schema, by which TRL"),
+        (with_tokenizer(CHAT, chat_template="{{ messages[-1]['content'] }}"), "the same prompt"),
+        (with_tokenizer(CHAT, chat_template="{{ raise_exception('no system') }}"), "no system"),
+        (lambda folder: make_trainer(folder, pad_to_multiple_of=8), "leave pad_to_multiple_of"),
+        (
+            lambda folder: make_trainer(folder, generation_kwargs={"eos_token_id": 7}),
+            "generation_kwargs has other end tokens",
+        ),
+        (
+            lambda folder: make_trainer(
+                folder,
+                reward_funcs=[reward, reward],
+                multi_objective_aggregation="normalize_then_sum",
+            ),
+            "a cycle sums rewards as they are",
+        ),
         (changed(reward_funcs=[Scores()]), "a Scores is no plain function"),
         (changed(reward_funcs=[later]), "a function is no plain function"),
         (streamed, "draws problems from the training data, and a IterableDataset has no rows"),
@@ -125,6 +173,28 @@ def test_wrong_trainers(build: Callable[[Path], Any], text: str, folder: Path) -
     with pytest.raises(ConfigError, match=text) as error:
         FastSlow(trainer, ["a"], every=None)
     assert "\n" not in str(error.value)
+
+
+def test_a_combine_that_leaves_the_instruction_out_is_refused(folder: Path) -> None:
+    trainer = make_trainer(folder)
+    with pytest.raises(ConfigError, match="all instructions make the same prompt"):
+        FastSlow(trainer, [""], proposer=GRAMMAR, combine=lambda instruction, problem: problem)
+    assert trainer.rollout_func is None
+    FastSlow(trainer, [""], every=None, combine=lambda instruction, problem: problem)
+
+
+def test_an_environment_is_refused_as_trl_makes_it(folder: Path) -> None:
+    trainer = GRPOTrainer(
+        make_llama(),
+        reward,
+        GRPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=Dataset.from_list(CHAT),
+        processing_class=make_tokenizer(),
+        environment_factory=Quiz,
+    )
+    assert not trainer.tools
+    with pytest.raises(ConfigError, match="without tools and environments"):
+        FastSlow(trainer, ["a"], every=None)
 
 
 def test_a_cycle_needs_a_proposer(folder: Path) -> None:

@@ -7,13 +7,13 @@ still, so GEPA's evaluations of the same pair share one rollout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Literal
 
 import gepa
 from gepa.core.adapter import EvaluationBatch
-from gepa.strategies.acceptance import StrictImprovementAcceptance
 
 from riprap._text import error_text
 from riprap._warnings import warn
@@ -54,7 +54,7 @@ class _Task:
         self._rollouts, self._rows, self._batch_size = rollouts, rows, batch_size
         self._population, self._proposer, self._rng = population, proposer, rng
         self._returning = population.texts[1:]
-        self._seen: dict[tuple[str, int], Example] = {}
+        self.seen: dict[tuple[str, int], Example] = {}
         self.generated = self.proposals = self.failures = 0
         self.error = ""
 
@@ -63,16 +63,16 @@ class _Task:
     ) -> EvaluationBatch[Example, str]:
         """Score an instruction on problems; new pairs cost a rollout each."""
         text = candidate[PART]
-        new = [at for at in dict.fromkeys(batch) if (text, at) not in self._seen]
+        new = [at for at in dict.fromkeys(batch) if (text, at) not in self.seen]
         if new:
             rows = [self._rows[at] for at in new]
             examples = self._rollouts.score(text, rows, self._batch_size)
-            self._seen |= {(text, at): own for at, own in zip(new, examples, strict=True)}
+            self.seen |= {(text, at): own for at, own in zip(new, examples, strict=True)}
             self.generated += len(new)
-        found = [self._seen[text, at] for at in batch]
+        found = [self.seen[text, at] for at in batch]
         return EvaluationBatch(
             outputs=[example.completion for example in found],
-            scores=[example.reward for example in found],
+            scores=[_to_gepa(example.reward) for example in found],
             trajectories=found if capture_traces else None,
         )
 
@@ -120,16 +120,25 @@ class _Task:
         return self._rollouts.answer(text, max_new_tokens)
 
 
+def _to_gepa(reward: float) -> float:
+    """Return a reward as GEPA compares it: nothing is best where it was not scored."""
+    return -math.inf if math.isnan(reward) else reward
+
+
+def _from_gepa(score: float) -> float | None:
+    return None if score == -math.inf else score
+
+
 class _Accept:
     """GEPA's criterion: the population always, a known text never, a new one if it improved.
 
     Args:
-        improved: a new text must beat its parent on the minibatch.
+        improved: a new text must beat its parent on those problems of the minibatch on which both
+            were scored.
     """
 
     def __init__(self, population: Sequence[str], improved: bool) -> None:
         self._population, self._improved = set(population), improved
-        self._strict = StrictImprovementAcceptance()
 
     def should_accept(self, proposal: Any, state: Any) -> bool:
         """Return whether GEPA evaluates a proposal on all problems."""
@@ -137,7 +146,9 @@ class _Accept:
             return False
         if proposal.candidate[PART] in self._population or not self._improved:
             return True
-        return self._strict.should_accept(proposal, state)
+        before, after = proposal.subsample_scores_before, proposal.subsample_scores_after
+        both = [pair for pair in zip(before, after, strict=True) if -math.inf not in pair]
+        return sum(new for _, new in both) > sum(old for old, _ in both)
 
 
 class _AnyParent:
@@ -210,16 +221,23 @@ def run_cycle(
             f"{step}: {task.error}"
         )
     texts = [candidate[PART] for candidate in result.candidates]
-    scores = [[own[at] for at in range(len(rows))] for own in result.val_subscores]
+    unscored = sum(math.isnan(example.reward) for example in task.seen.values())
+    if unscored:
+        warn(
+            f"no reward function scored {unscored} of {len(task.seen)} rollouts in the cycle at "
+            f"step {step}: their problems do not count in it"
+        )
+    scores = [[_from_gepa(own[at]) for at in range(len(rows))] for own in result.val_subscores]
     if any(text not in texts for text in population.texts):
         raise ConfigError("GEPA left out a part of the population: use gepa 0.1.4")
     kept = choose_front(scores, keep) if pareto else choose_at_random(len(texts), keep, rng)
     wins = front(scores)
+    on_front = [bool(own) or not any(wins) for own in wins]  # all, where nothing tells them apart
     order = [*kept, *(at for at in range(len(texts)) if at not in kept)]
     candidates = []
     for at in order:
         own, parent = population.lineage(texts[at])
-        entry = Candidate(own, texts[at], parent, scores[at], bool(wins[at]), at in kept)
+        entry = Candidate(own, texts[at], parent, scores[at], on_front[at], at in kept)
         candidates.append(entry)
     population.texts = [texts[at] for at in kept]
     return Cycle(

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOTrainer
 
 from riprap._checks import NamedCall, check_count, shown
+from riprap._text import error_text
 from riprap._warnings import warn
 from riprap.errors import ConfigError
 from riprap.fastslow._cycle import Select, run_cycle
@@ -42,7 +43,8 @@ class FastSlow(metaclass=NamedCall):
             one process.
         population: instructions at the start, each once; "" leaves problems as they are.
         proposer: writes new instructions; None only with `every=None`.
-        every: optimizer steps from one cycle to the next; None: the population stays as it is.
+        every: optimizer steps from one cycle to the next; None: the population stays as it is. A
+            cycle that is due runs just before the trainer generates new rollouts.
         keep: largest population, by which the rollouts of a problem can be divided.
         select: "pareto" keeps instructions of the per-instance Pareto front. "random" is a control:
             the same cycle, whose parents and kept instructions are drawn at random.
@@ -80,6 +82,11 @@ class FastSlow(metaclass=NamedCall):
         seed: int = 0,
     ) -> None:
         _check_trainer(trainer)
+        if trainer.rollout_func is not None:
+            raise ConfigError(
+                "the trainer has a rollout_func already, and FastSlow sets its own: give a new "
+                "trainer without one"
+            )
         check_count("keep", keep)
         _check_population(population, keep)
         if every is not None:
@@ -107,6 +114,8 @@ class FastSlow(metaclass=NamedCall):
         self.training_rollouts = self.cycle_rollouts = 0
         self._population = Population(population)
         self._rollouts = Rollouts(trainer, combine)
+        self._last: int | None = None  # step of the last cycle in this training
+        self._check_reach()
         trainer.rollout_func = self._roll_out
         trainer.add_callback(_Callback(self))
 
@@ -215,10 +224,62 @@ class FastSlow(metaclass=NamedCall):
         names = ("every", "keep", "select", "problems", "budget", "minibatch", "seed")
         return {name: getattr(self, name) for name in names}
 
+    def _check_reach(self) -> None:
+        """Refuse instructions that never reach the model, by the first problem."""
+        texts = {*self.population, ""}
+        if self.proposer is not None:
+            texts.add(f"{self.population[0]} 1 2 3".strip())
+        problem = self.trainer.train_dataset[0]["prompt"]
+        try:
+            asked = [self._rollouts.tokenize([self._rollouts.combine(t, problem)]) for t in texts]
+        except Exception as error:
+            raise ConfigError(
+                f"an instruction and a problem make no prompt: {error_text(error)}; check combine "
+                "and the chat template"
+            ) from error
+        if len(texts) > 1 and all(ids == asked[0] for ids in asked):
+            raise ConfigError(
+                "all instructions make the same prompt: combine or the chat template leaves them "
+                "out, as some templates do with a system turn; give another combine"
+            )
+
+    def _begin(self, state: TrainerState) -> None:
+        """Begin a training, or go on with that of a checkpoint."""
+        _check_trainer(self.trainer)
+        if self.trainer.rollout_func != self._roll_out:
+            raise ConfigError(
+                "the trainer's rollout_func is no longer that of FastSlow, so no instruction would "
+                "be used: make a new trainer and a new FastSlow"
+            )
+        self._last = None
+        if state.global_step == 0:
+            return
+        saved: Any = state.stateful_callbacks or {}
+        if KEY in saved:
+            self.load_state_dict(saved[KEY])
+            self._last = self.cycles[-1].step if self.cycles else None
+        else:
+            warn(
+                "the checkpoint has no population, because it was saved without FastSlow: the "
+                "population starts here as it was given"
+            )
+
+    def _is_due(self) -> bool:
+        step = self.trainer.state.global_step
+        if self.every is None:
+            return False
+        return self._last is None or step // self.every > self._last // self.every
+
     def _roll_out(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
-        """Generate completions for a batch of problems, those of one group one after another."""
-        texts = self._population.texts
+        """Generate completions for a batch of problems, those of one group one after another.
+
+        In training, the cycle that is due comes first: TRL may use rollouts for several steps.
+        """
         training = trainer.model.training
+        if training and self._is_due():
+            self._last = trainer.state.global_step
+            self.cycle()
+        texts = self._population.texts
         group = trainer.num_generations if training else trainer.num_generations_eval
         # An evaluation with one rollout of each problem uses the best instruction only.
         places = [at if training else at % group for at in range(len(prompts))]
@@ -237,37 +298,16 @@ class FastSlow(metaclass=NamedCall):
 
 
 class _Callback(TrainerCallback):
-    """Runs the cycles of a `FastSlow`, and keeps its state in the trainer's checkpoints."""
+    """Keeps the state of a `FastSlow` in the trainer's checkpoints."""
 
     def __init__(self, fast_slow: FastSlow) -> None:
         self._fast_slow = fast_slow
-        self._done: int | None = None  # step of the last cycle in this training
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Restore the population of a checkpoint."""
-        self._done = None
-        _check_trainer(self._fast_slow.trainer, attached=True)
-        if state.global_step == 0:
-            return
-        saved: Any = state.stateful_callbacks or {}
-        if KEY in saved:
-            self._fast_slow.load_state_dict(saved[KEY])
-        else:
-            warn(
-                "the checkpoint has no population, because it was saved without FastSlow: the "
-                "population starts here as it was given"
-            )
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Evolve the population if it is time."""
-        own, step = self._fast_slow, state.global_step
-        if own.every is not None and step % own.every == 0 and step != self._done:
-            self._done = step
-            own.cycle()
+        self._fast_slow._begin(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -277,15 +317,10 @@ class _Callback(TrainerCallback):
         saved[KEY] = self._fast_slow.state_dict()
 
 
-def _check_trainer(trainer: Any, attached: bool = False) -> None:
+def _check_trainer(trainer: Any) -> None:
     """Refuse a trainer that fast–slow training cannot work with."""
     if not isinstance(trainer, GRPOTrainer):
         raise ConfigError(f"FastSlow got {shown(trainer)} as trainer: give a trl.GRPOTrainer")
-    if not attached and trainer.rollout_func is not None:
-        raise ConfigError(
-            "the trainer has a rollout_func already, and FastSlow sets its own: give a new trainer "
-            "without one"
-        )
     if trainer.accelerator.num_processes > 1:
         raise ConfigError("FastSlow runs in one process: start training without a launcher")
     if trainer.use_vllm or getattr(trainer, "use_transformers_continuous_batching", False):
@@ -293,8 +328,12 @@ def _check_trainer(trainer: Any, attached: bool = False) -> None:
             "FastSlow generates with transformers' generate: leave use_vllm and "
             "use_transformers_continuous_batching False"
         )
-    if getattr(trainer, "tools", None) or getattr(trainer, "environments", None):
-        raise ConfigError("FastSlow has rollouts of one turn: give a trainer without tools")
+    if getattr(trainer, "tools", None) or getattr(trainer, "environment_factories", None):
+        raise ConfigError(
+            "FastSlow has rollouts of one turn: give a trainer without tools and environments"
+        )
+    if getattr(trainer, "_is_vlm", False):
+        raise ConfigError("FastSlow works on texts: give a tokenizer, and no processor of images")
     for function in trainer.reward_funcs:
         if isinstance(function, nn.Module) or _is_async(function):
             raise ConfigError(
@@ -306,8 +345,52 @@ def _check_trainer(trainer: Any, attached: bool = False) -> None:
             f"FastSlow draws problems from the training data, and {shown(trainer.train_dataset)} "
             "has no rows by number: give a datasets.Dataset"
         )
-    if not {"image", "images"}.isdisjoint(trainer.train_dataset.column_names):
+    _check_problems(trainer)
+    if (
+        len(trainer.reward_funcs) > 1
+        and trainer.multi_objective_aggregation != "sum_then_normalize"
+    ):
+        raise ConfigError(
+            "a cycle sums rewards as they are, and training would not: leave "
+            'multi_objective_aggregation="sum_then_normalize"'
+        )
+    if trainer.pad_to_multiple_of is not None:
+        raise ConfigError("FastSlow pads prompts to the longest: leave pad_to_multiple_of None")
+    ends = trainer.generation_config.eos_token_id
+    if {*(ends if isinstance(ends, list) else [ends])} != {*trainer.eos_token_ids}:
+        raise ConfigError(
+            "generation_kwargs has other end tokens than TRL looks for in the rollouts: set "
+            "eos_token_id in the model's generation_config"
+        )
+
+
+def _check_problems(trainer: Any) -> None:
+    """Refuse training data that a cycle would read otherwise than training."""
+    data = trainer.train_dataset
+    if not {"image", "images"}.isdisjoint(data.column_names):
         raise ConfigError("FastSlow works on texts: give a data set without images")
+    if "instruction" in data.column_names:
+        raise ConfigError(
+            "rewards get the instruction of each rollout as `instruction`, and the data set has a "
+            "column of this name: rename the column"
+        )
+    if "prompt" not in data.column_names or len(data) == 0:
+        raise ConfigError("the training data has no rows with a `prompt`: give problems")
+    problem = data[0]["prompt"]
+    if isinstance(problem, str):
+        return
+    if not all(isinstance(turn["content"], str) for turn in problem):
+        raise ConfigError(
+            "FastSlow works on texts, and the turns of the prompts have parts: give each turn a "
+            "text as content"
+        )
+    tokenizer = trainer.processing_class
+    for name in ("response_template", "response_schema"):
+        if getattr(tokenizer, name, None) is not None:
+            raise ConfigError(
+                f"the tokenizer has a {name}, by which TRL cuts completions before it rewards them "
+                f"and a cycle would not: set tokenizer.{name} = None"
+            )
 
 
 def _is_async(function: Any) -> bool:

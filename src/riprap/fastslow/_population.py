@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from random import Random
@@ -18,22 +19,23 @@ class Candidate:
         id: number of the text in this run; a text that comes back has the same one.
         text: the instruction.
         parent: id of the instruction that it was made from; None: it was given.
-        scores: reward on each problem of the cycle.
-        on_front: no other candidate has a higher reward on at least one problem.
+        scores: reward on each problem of the cycle; None: no reward function scored it.
+        on_front: it is on the per-instance Pareto front; see `docs/fastslow.md`.
         kept: it is in the population after the cycle.
     """
 
     id: int
     text: str
     parent: int | None
-    scores: list[float]
+    scores: list[float | None]
     on_front: bool
     kept: bool
 
     @property
     def score(self) -> float:
-        """Mean reward over the problems of the cycle."""
-        return sum(self.scores) / len(self.scores)
+        """Mean reward over the problems on which it was scored; NaN if there is none."""
+        scored = [own for own in self.scores if own is not None]
+        return sum(scored) / len(scored) if scored else math.nan
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,15 @@ class Population:
         self._parents = list(state["parents"])
 
 
-def choose_front(scores: Sequence[Sequence[float]], keep: int) -> list[int]:
+Scores = Sequence[Sequence[float | None]]  # of each candidate on each problem; None: not scored
+
+
+def choose_front(scores: Scores, keep: int) -> list[int]:
     """Choose candidates of the per-instance Pareto front; see `front`.
 
     The next one is always that which is best on most problems on which none chosen so far is best;
-    ties go to the higher mean, then to the older one.
+    ties go to the higher mean, then to the older one. Where no problem tells them apart, the oldest
+    are chosen.
 
     Args:
         scores: reward of each candidate on each problem.
@@ -128,22 +134,45 @@ def choose_front(scores: Sequence[Sequence[float]], keep: int) -> list[int]:
         their positions, the highest mean first.
     """
     wins = front(scores)
-    means = [sum(own) / len(own) for own in scores]
-    left = [at for at, own in enumerate(wins) if own]
+    columns = _columns(scores).values()
+    totals = [sum(column[at] for column in columns) for at in range(len(scores))]
+    left = [at for at, own in enumerate(wins) if own] or list(range(len(scores)))
     chosen: list[int] = []
     covered: set[int] = set()
     while left and len(chosen) < keep:
-        best = max(left, key=lambda at: (len(wins[at] - covered), means[at], -at))
+        best = max(left, key=lambda at: (len(wins[at] - covered), totals[at], -at))
         left.remove(best)
         chosen.append(best)
         covered |= wins[best]
-    return sorted(chosen, key=lambda at: (-means[at], at))
+    return sorted(chosen, key=lambda at: (-totals[at], at))
 
 
-def front(scores: Sequence[Sequence[float]]) -> list[set[int]]:
-    """Return, for each candidate, the problems on which no other has a higher reward."""
-    best = [max(column) for column in zip(*scores, strict=True)]
-    return [{p for p, score in enumerate(own) if score == best[p]} for own in scores]
+def front(scores: Scores) -> list[set[int]]:
+    """Return, for each candidate, the problems on which no other has a higher reward.
+
+    A problem on which all candidates have the same reward, or on which one was not scored, tells
+    nothing and is left out. A candidate has no problems if another one has at least its reward on
+    all of them, and more on one.
+    """
+    columns = _columns(scores)
+    told = {p: column for p, column in columns.items() if len(set(column)) > 1}
+    table = [[column[at] for column in told.values()] for at in range(len(scores))]
+    return [
+        {p for p, column in told.items() if column[at] == max(column)}
+        if not any(_dominates(other, own) for other in table)
+        else set()
+        for at, own in enumerate(table)
+    ]
+
+
+def _columns(scores: Scores) -> dict[int, list[float]]:
+    """Return the rewards on each problem on which all candidates were scored."""
+    columns = ([s for s in column if s is not None] for column in zip(*scores, strict=True))
+    return {p: column for p, column in enumerate(columns) if len(column) == len(scores)}
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def choose_at_random(n: int, keep: int, rng: Random) -> list[int]:

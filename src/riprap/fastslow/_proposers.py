@@ -19,7 +19,7 @@ class Example:
     Attributes:
         problem: the problem as the data set has it: a text, or turns.
         completion: what the model answered, as text.
-        reward: weighted sum of the trainer's rewards.
+        reward: weighted sum of the trainer's rewards; NaN: no function scored it.
         row: all columns of the problem's row, such as its answer.
     """
 
@@ -153,8 +153,11 @@ class LanguageModel(metaclass=CheckedCall):
             answer = request.generate(question, self.max_new_tokens)
         else:
             answer = self.call(question)
-        fenced = re.search(r"```[^\n]*\n(.*?)\n?```", answer, re.S)
-        return (fenced[1] if fenced else answer).strip()
+        fenced = re.findall(r"```[^\n]*\n(.*?)\n?```", answer, re.S)
+        text: str = (fenced[-1] if fenced else answer).strip()
+        if not text or "```" in text:
+            raise ConfigError("the language model's answer is empty, or ends before its ``` does")
+        return text
 
 
 def _describe(example: Example) -> str:

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from trl.models import unwrap_model_for_generation
 
+from riprap._checks import shown
 from riprap.behaviors import TokenBatch
+from riprap.errors import ConfigError
 from riprap.evaluation import preserve_training_state
 from riprap.fastslow._proposers import Example
 
 Combine = Callable[[str, Any], Any]
+_NOT_PASSED = ("prompt", "completion", "completion_ids")  # TRL's columns, not the rewards'
 
 
 def before_problem(instruction: str, problem: Any) -> Any:
@@ -55,7 +58,7 @@ class Rollouts:
             token ids of prompts, and of completions up to and including their end.
         """
         trainer = self.trainer
-        ids = self._tokenize(prompts)
+        ids = self.tokenize(prompts)
         checkpointing = trainer.args.gradient_checkpointing
         again = trainer.args.gradient_checkpointing_kwargs
         with (
@@ -80,7 +83,7 @@ class Rollouts:
         for start in range(0, len(rows), batch_size):
             own = rows[start : start + batch_size]
             prompts = [self.combine(instruction, row["prompt"]) for row in own]
-            ids = self._tokenize(prompts)
+            ids = self.tokenize(prompts)
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with torch.no_grad():
                 completed = self._complete(model, ids, self.trainer.generation_config)
@@ -96,7 +99,7 @@ class Rollouts:
         """Sample an answer to a text; call it inside of `isolated`."""
         tokenizer = self.trainer.processing_class
         has_template = bool(getattr(tokenizer, "chat_template", None))
-        ids = self._tokenize([[{"role": "user", "content": text}] if has_template else text])
+        ids = self.tokenize([[{"role": "user", "content": text}] if has_template else text])
         config = copy.deepcopy(self.trainer.generation_config)
         config.max_new_tokens = max_new_tokens
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -115,7 +118,8 @@ class Rollouts:
             torch.manual_seed(seed)
             yield
 
-    def _tokenize(self, prompts: Sequence[Any]) -> list[list[int]]:
+    def tokenize(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """Return the token ids of prompts, all texts or all turns, as the trainer makes them."""
         trainer = self.trainer
         if isinstance(prompts[0], str):
             return list(trainer.processing_class(text=list(prompts))["input_ids"])
@@ -146,13 +150,13 @@ class Rollouts:
         texts: list[str],
         ids: list[list[int]],
     ) -> list[float]:
-        """Return the weighted sums of the rewards; a row that no function scores has 0."""
+        """Return the weighted sums of the rewards; NaN for a row that no function scores."""
         trainer = self.trainer
         prompts = [row["prompt"] for row in rows]
         turns = not isinstance(prompts[0], str)
         completions = [[{"role": "assistant", "content": t}] for t in texts] if turns else texts
         columns: dict[str, Any] = {
-            key: [row[key] for row in rows] for key in rows[0] if key != "prompt"
+            key: [row[key] for row in rows] for key in rows[0] if key not in _NOT_PASSED
         }
         columns |= {
             "instruction": [instruction] * len(rows),
@@ -160,13 +164,19 @@ class Rollouts:
             "log_extra": _ignore,
             "log_metric": _ignore,
         }
-        total = [0.0] * len(rows)
+        total = [math.nan] * len(rows)
         weights = trainer.reward_weights.tolist()
         for function, weight in zip(trainer.reward_funcs, weights, strict=True):
             own = function(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+            if len(own) != len(rows):
+                raise ConfigError(
+                    f"the reward {shown(function)} returned {len(own)} rewards for {len(rows)} "
+                    "completions: return one for each"
+                )
             for at, reward in enumerate(own):
                 if reward is not None and not math.isnan(reward):
-                    total[at] += weight * float(reward)
+                    before = 0.0 if math.isnan(total[at]) else total[at]
+                    total[at] = before + weight * float(reward)
         return total
 
 
