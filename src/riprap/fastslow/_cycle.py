@@ -30,6 +30,7 @@ from riprap.fastslow._proposers import Example, Proposer, Request
 from riprap.fastslow._rollouts import Rollouts
 
 PART = "instruction"  # GEPA's candidates have named parts; ours have one
+_UNSCORED = -1e300  # to GEPA, whose fronts need finite scores
 Select = Literal["pareto", "random"]
 
 
@@ -122,11 +123,11 @@ class _Task:
 
 def _to_gepa(reward: float) -> float:
     """Return a reward as GEPA compares it: nothing is best where it was not scored."""
-    return -math.inf if math.isnan(reward) else reward
+    return _UNSCORED if math.isnan(reward) else reward
 
 
 def _from_gepa(score: float) -> float | None:
-    return None if score == -math.inf else score
+    return None if score == _UNSCORED else score
 
 
 class _Accept:
@@ -147,7 +148,7 @@ class _Accept:
         if proposal.candidate[PART] in self._population or not self._improved:
             return True
         before, after = proposal.subsample_scores_before, proposal.subsample_scores_after
-        both = [pair for pair in zip(before, after, strict=True) if -math.inf not in pair]
+        both = [pair for pair in zip(before, after, strict=True) if _UNSCORED not in pair]
         return sum(new for _, new in both) > sum(old for old, _ in both)
 
 
