@@ -122,6 +122,26 @@ def test_the_length_is_epochs_or_steps(tmp_path: Path) -> None:
     assert planned_steps(run.make_trainer()) == 5
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"guard": {"name": "AGEM", "behaviors": []}},
+        {"selector": {"strategy": "moderate", "ratio": 0.0}},
+    ],
+)
+def test_a_corrected_run_takes_the_folder_of_a_refused_one(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    """In one process: the refused run holds no lock on the record."""
+    keys = {"max_steps": 1, "gradient_accumulation_steps": 1}
+    with pytest.raises(ConfigError) as refused:  # its traceback is kept
+        run_watch(config(tmp_path, training=keys, **wrong), quiet=True)
+    assert "ratio" in str(refused.value) or "protects nothing" in str(refused.value)
+    run_watch(config(tmp_path, training=keys), quiet=True)
+    with Reader(tmp_path / "run") as reader:
+        assert max(own.step for own in reader.readings()) == 1
+
+
 @pytest.mark.slow
 def test_a_run_of_conversations(tmp_path: Path) -> None:
     """The loss of both sets is in the record, and the saved adapter is the trained one."""

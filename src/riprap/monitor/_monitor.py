@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,6 +269,8 @@ class Monitor(metaclass=CheckedCall):
             self._close_autocast()
             if not self._started and self._resume_state is None:
                 self._forget_start()
+            with suppress(RecordError):  # the error that is raised comes first
+                self.record.release()
             raise
 
     def _begin(
@@ -378,6 +380,8 @@ class Monitor(metaclass=CheckedCall):
         """After a refused start: be as new, so that a corrected start can follow."""
         self.behaviors = list(self._given["behaviors"])
         self._run.tracker = AlertTracker(self.behaviors, self.policy)
+        self._run.notes.clear()
+        self._run.announcer.forget()
         self._renew_schedule()
 
     def _renew_schedule(self) -> None:

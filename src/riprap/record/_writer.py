@@ -110,6 +110,7 @@ class Writer:
         self.connection.execute("PRAGMA synchronous=NORMAL")
         if not self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             self.connection.executescript(creation_script())
+        self._file = None if self.path is None else self.path.stat()
 
     def write_meta(self, **facts: Any) -> None:
         """Write facts about the run, each key once, and commit immediately.
@@ -252,6 +253,20 @@ class Writer:
         if self._lock is None:
             raise RecordError(_locked(self.path))
         _HOLDERS[self.path.resolve()] = self
+        if not self._is_in_place():
+            self._unlock()
+            raise RecordError(
+                f"the record {self.path} was removed, or replaced by another monitor, while this "
+                "monitor did not watch: create a new monitor"
+            )
+
+    def _is_in_place(self) -> bool:
+        """Return whether the file is still the one that was opened; rows to another would go."""
+        try:
+            assert self.path is not None and self._file is not None
+            return os.path.samestat(self.path.stat(), self._file)
+        except FileNotFoundError:
+            return False
 
     def refuse_to_continue(self) -> NoReturn:
         """Say that the record belongs to another run, or that another monitor is writing it.
@@ -264,8 +279,13 @@ class Writer:
         raise _occupied(self.path)
 
     def release(self) -> None:
-        """Commit, and release the record to other writers."""
-        self.flush()
+        """Commit, and release the record to other writers, also if that fails."""
+        try:
+            self.flush()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
