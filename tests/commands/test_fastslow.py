@@ -19,6 +19,9 @@ from tiny import make_llama, make_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+POPULATION = {"sentences": ["one two", "red car"], "every": 1, "problems": 3, "minibatch": 2}
+
+
 def write_config(folder: Path, **changes: Any) -> Path:
     rows = [{"question": f"what is {one}", "answer": "five"} for one in ("one", "two", "six")]
     data = folder / "problems.jsonl"
@@ -36,7 +39,12 @@ def write_config(folder: Path, **changes: Any) -> Path:
             "num_generations": 4,
             "max_completion_length": 4,
         },
-        "fastslow": {"sentences": ["one two", "red car"], "every": 1, "problems": 3},
+        "fastslow": {
+            "sentences": ["one two", "red car"],
+            "every": 1,
+            "problems": 3,
+            "minibatch": 2,
+        },
         "lora": {"rank": 2},
         "behaviors": [{"name": "bomb", "prompts": str(prompts), "prefixes": ["sorry", "no"]}],
         "run_dir": str(folder / "run"),
@@ -184,11 +192,42 @@ def test_an_answer_that_no_completion_can_miss_or_meet_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+TRAINING = {"learning_rate": 1e-3, "max_steps": 2, "num_generations": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"fastslow": {"sentences": ["one"], "keep": 3}}, "num_generations=4 .* by 3 instructions"),
+        ({"fastslow": {"sentences": ["one", "one"]}}, "a sentence is given twice"),
+        ({"fastslow": {"population": ["a", "a"]}}, "the population has 'a' twice"),
+        ({"fastslow": {"population": list("abcde")}}, "has 5 instructions, and keep=4"),
+        ({"fastslow": {"population": list("abc"), "every": None}}, "shared equally by 3"),
+        ({"fastslow": {"minibatch": 20}}, "minibatch=20, and a cycle has problems=16"),
+        ({"fastslow": {"budget": 5}}, "budget=5, and keep=4 instructions on problems=16"),
+        ({"training": TRAINING | {"per_device_train_batch_size": 3}}, "training: .*divisible"),
+        ({"data": {"path": "rows.jsonl", "response_prefix": "so "}}, "response_prefix"),
+    ],
+)
+def test_what_the_file_alone_tells_is_refused_before_anything_is_loaded(
+    changes: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    """There are no model and no rows."""
+    config = FastSlowConfig.load(write_config(tmp_path, **{"training": TRAINING} | changes))
+    (tmp_path / "problems.jsonl").unlink()
+    with pytest.raises(ConfigError, match=text) as error:
+        run_fast_slow(config)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_trained_leaves_no_record(tmp_path: Path) -> None:
-    save_model(tmp_path)
-    changes = {"fastslow": {"sentences": ["one"], "keep": 3}}
-    with pytest.raises(ConfigError, match="num_generations=4 rollouts of a problem cannot be"):
-        run_fast_slow(FastSlowConfig.load(write_config(tmp_path, **changes)))
+    make_llama(scale=8.0).save_pretrained(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="all instructions make the same prompt"):
+        run_fast_slow(FastSlowConfig.load(write_config(tmp_path)))
     assert not (tmp_path / "run" / FILE_NAME).exists()  # TRL makes the folder
 
 

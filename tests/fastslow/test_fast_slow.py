@@ -91,8 +91,9 @@ def test_three_instructions_share_the_rollouts_as_well_as_they_can(tmp_path: Pat
     fast = FastSlow(trainer, SENTENCES[:3], **SMALL)
     trainer.model.train()
     fast._last = 0  # no cycle is due
-    used = fast._roll_out(["what is"] * 24, trainer)["instruction"]
-    assert [used.count(text) for text in SENTENCES[:3]] == [8, 8, 8]
+    used = [fast._roll_out(["what is"] * 8, trainer)["instruction"] for _ in range(3)]
+    assert [sum(own.count(text) for own in used) for text in SENTENCES[:3]] == [8, 8, 8]
+    assert [own[0] for own in used] == [SENTENCES[0], SENTENCES[2], SENTENCES[1]]
 
 
 def test_advantages_are_per_problem_over_the_rollouts_of_all_instructions(tmp_path: Path) -> None:

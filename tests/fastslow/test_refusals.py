@@ -45,7 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["a"], FIXED | {"select": "best"}, 'select=\'best\': choose "pareto" or "random"'),
         (["a"], FIXED | {"problems": 0}, "problems=0: give a whole number"),
         (["a"], FIXED | {"minibatch": 0}, "minibatch=0: give a whole number"),
-        (["a"], FIXED | {"budget": 63}, "budget=63: give a whole number of at least 64"),
+        (["a"], FIXED | {"budget": 0}, "budget=0: give a whole number of at least 1"),
+        (["a"], {"proposer": GRAMMAR, "budget": 63}, "problems=16 cost 64 rollouts: give a larger"),
+        (["a"], {"proposer": GRAMMAR, "problems": 3}, "minibatch=4, and a cycle has problems=3"),
+        (["a"], {"proposer": GRAMMAR, "minibatch": 13}, "the training data has 12 problems"),
+        (["a"], FIXED | {"proposer": GRAMMAR, "keep": 3}, "rollouts of a problem .* by 3"),
+        (["a"], FIXED | {"proposer": "model"}, "got 'model' as proposer"),
         (["a"], FIXED | {"monitor": "run"}, "got 'run' as monitor: give a riprap.Monitor"),
         (["a"], FIXED | {"combine": None}, "got None as combine: give a function"),
         (["a"], FIXED | {"steps": 6}, "FastSlow: .*'steps'; it takes trainer, population"),
@@ -182,6 +187,11 @@ def test_a_combine_that_leaves_the_instruction_out_is_refused(folder: Path) -> N
         FastSlow(trainer, [""], proposer=GRAMMAR, combine=lambda instruction, problem: problem)
     assert trainer.rollout_func is None
     FastSlow(trainer, [""], every=None, combine=lambda instruction, problem: problem)
+
+
+def test_without_cycles_their_arguments_have_no_meaning(folder: Path) -> None:
+    fast = FastSlow(make_trainer(folder), ["a", "b"], every=None, keep=1, minibatch=99, budget=1)
+    assert fast.population == ["a", "b"]
 
 
 def test_a_cycle_needs_a_proposer(folder: Path) -> None:

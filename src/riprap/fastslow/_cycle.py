@@ -210,7 +210,7 @@ def run_cycle(
             frontier_type="instance",
             acceptance_criterion=_Accept(population.texts, improved=pareto),
             skip_perfect_score=False,  # the best reward is not known
-            reflection_minibatch_size=min(minibatch, len(rows)),
+            reflection_minibatch_size=minibatch,
             stop_callbacks=lambda state: task.generated >= budget or state.i + 1 >= most,
             track_best_outputs=False,
             logger=_Quiet(),

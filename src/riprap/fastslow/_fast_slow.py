@@ -45,7 +45,7 @@ class FastSlow(metaclass=NamedCall):
         proposer: writes new instructions; None only with `every=None`.
         every: optimizer steps from one cycle to the next; None: the population stays as it is. A
             cycle that is due runs just before the trainer generates new rollouts.
-        keep: largest population, by which the rollouts of a problem can be divided.
+        keep: largest population. The number of rollouts of a problem must be a multiple of it.
         select: "pareto" keeps instructions of the per-instance Pareto front. "random" is a control:
             the same cycle, whose parents and kept instructions are drawn at random.
         problems: training problems that a cycle scores instructions on, drawn anew for each.
@@ -76,7 +76,7 @@ class FastSlow(metaclass=NamedCall):
         select: Select = "pareto",
         problems: int = 16,
         budget: int | None = None,
-        minibatch: int = 3,
+        minibatch: int = 4,
         combine: Combine = before_problem,
         monitor: Monitor | None = None,
         seed: int = 0,
@@ -87,28 +87,30 @@ class FastSlow(metaclass=NamedCall):
                 "the trainer has a rollout_func already, and FastSlow sets its own: give a new "
                 "trainer without one"
             )
-        check_count("keep", keep)
-        _check_population(population, keep)
-        if every is not None:
-            check_count("every", every, otherwise=", or None for a population that stays")
-            if not callable(proposer):
-                raise ConfigError(
-                    f"FastSlow got {shown(proposer)} as proposer: give a function of a "
-                    "riprap.fastslow.Request, or every=None for a population that stays"
-                )
-        _check_group(trainer, len(population) if every is None else keep)
-        if select not in get_args(Select):
-            raise ConfigError(f'select={shown(select)}: choose "pareto" or "random"')
-        check_count("problems", problems)
-        check_count("minibatch", minibatch)
-        budget = 2 * keep * problems if budget is None else budget
-        check_count("budget", budget, least=keep * problems)
+        check_arguments(
+            trainer.num_generations,
+            population,
+            proposer=proposer,
+            every=every,
+            keep=keep,
+            select=select,
+            problems=problems,
+            budget=budget,
+            minibatch=minibatch,
+        )
+        rows = len(trainer.train_dataset)
+        if proposer is not None and minibatch > rows:
+            raise ConfigError(
+                f"minibatch={minibatch}, and the training data has {rows} problems: give a smaller "
+                "minibatch, or more problems"
+            )
         if monitor is not None and not isinstance(monitor, Monitor):
             raise ConfigError(f"FastSlow got {shown(monitor)} as monitor: give a riprap.Monitor")
         if not callable(combine):
             raise ConfigError(f"FastSlow got {shown(combine)} as combine: give a function")
         self.trainer, self.proposer, self.every, self.keep = trainer, proposer, every, keep
-        self.select, self.problems, self.budget = select, problems, budget
+        self.select, self.problems = select, problems
+        self.budget = 2 * keep * problems if budget is None else budget
         self.minibatch, self.monitor, self.seed = minibatch, monitor, seed
         self.cycles: list[Cycle] = []
         self.training_rollouts = self.cycle_rollouts = 0
@@ -172,7 +174,7 @@ class FastSlow(metaclass=NamedCall):
         """Run cycles, without training, until this many rollouts are counted in all.
 
         Raises:
-            ConfigError: the number is none, or there is no proposer.
+            ConfigError: `rollouts` is no whole number of at least 1, or there is no proposer.
         """
         check_count("rollouts", rollouts)
         while self.rollouts < rollouts:
@@ -280,9 +282,11 @@ class FastSlow(metaclass=NamedCall):
             self._last = trainer.state.global_step
             self.cycle()
         texts = self._population.texts
-        group = trainer.num_generations if training else trainer.num_generations_eval
-        # An evaluation with one rollout of each problem uses the best instruction only.
-        places = [at if training else at % group for at in range(len(prompts))]
+        group = trainer.num_generations_eval
+        # Training goes on where its last batch ended: a population that does not divide the group
+        # gets its rollouts in turn. An evaluation begins with the best instruction on each problem.
+        first = self.training_rollouts
+        places = [first + at if training else at % group for at in range(len(prompts))]
         instructions = [texts[place % len(texts)] for place in places]
         combine = self._rollouts.combine
         asked = [combine(own, prompt) for own, prompt in zip(instructions, prompts, strict=True)]
@@ -399,7 +403,62 @@ def _is_async(function: Any) -> bool:
     )
 
 
-def _check_population(population: Any, keep: int) -> None:
+def check_arguments(
+    group: int,
+    population: Any,
+    *,
+    proposer: Any,
+    every: Any,
+    keep: Any,
+    select: Any,
+    problems: Any,
+    budget: Any,
+    minibatch: Any,
+) -> None:
+    """Refuse arguments of `FastSlow` that do not fit each other; a trainer is not needed.
+
+    Args:
+        group: rollouts of a problem, `num_generations` of TRL.
+
+    Raises:
+        ConfigError: one that `FastSlow` would refuse.
+    """
+    _check_population(population)
+    if every is not None:
+        check_count("every", every, otherwise=", or None for a population that stays")
+    if not callable(proposer) and not (proposer is None and every is None):
+        raise ConfigError(
+            f"FastSlow got {shown(proposer)} as proposer: give a function of a "
+            "riprap.fastslow.Request, or every=None for a population that stays"
+        )
+    check_count("keep", keep)
+    if select not in get_args(Select):
+        raise ConfigError(f'select={shown(select)}: choose "pareto" or "random"')
+    check_count("problems", problems)
+    check_count("minibatch", minibatch)
+    if budget is not None:
+        check_count("budget", budget)
+    if proposer is None:  # no cycles, for which the others are
+        _check_group(group, len(population))
+        return
+    if len(population) > keep:
+        raise ConfigError(
+            f"the population has {len(population)} instructions, and keep={keep}: give fewer, or "
+            "a larger keep"
+        )
+    _check_group(group, keep)
+    if budget is not None and budget < keep * problems:
+        raise ConfigError(
+            f"budget={budget}, and keep={keep} instructions on problems={problems} cost "
+            f"{keep * problems} rollouts: give a larger budget"
+        )
+    if minibatch > problems:
+        raise ConfigError(
+            f"minibatch={minibatch}, and a cycle has problems={problems}: give a smaller minibatch"
+        )
+
+
+def _check_population(population: Any) -> None:
     if isinstance(population, str) or not isinstance(population, Sequence) or not population:
         raise ConfigError(
             f"population={shown(population)}: give a list of instructions, one text or more"
@@ -410,15 +469,9 @@ def _check_population(population: Any, keep: int) -> None:
     if len(set(population)) < len(population):
         twice = next(text for text in population if list(population).count(text) > 1)
         raise ConfigError(f"the population has {shown(twice)} twice: give each instruction once")
-    if len(population) > keep:
-        raise ConfigError(
-            f"the population has {len(population)} instructions, and keep={keep}: give fewer, or "
-            "a larger keep"
-        )
 
 
-def _check_group(trainer: Any, keep: int) -> None:
-    group = trainer.num_generations
+def _check_group(group: int, keep: int) -> None:
     if group % keep != 0:
         raise ConfigError(
             f"num_generations={group} rollouts of a problem cannot be shared equally by {keep} "

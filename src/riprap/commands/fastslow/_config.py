@@ -21,6 +21,7 @@ _OWN = {  # keys of GRPOConfig that Riprap sets -> what to do instead
     "resume_from_checkpoint": "resume in Python; see docs/fastslow.md",
     "use_vllm": "fast–slow training generates with transformers",
     "use_transformers_continuous_batching": "fast–slow training generates with transformers",
+    "pad_to_multiple_of": "fast–slow training pads prompts to the longest",
     "remove_unused_columns": "rewards need the answers",
     "chat_template_kwargs": "set `data.chat_template_kwargs`",
 }
@@ -69,7 +70,7 @@ class PopulationConfig(StrictModel):
     select: Literal["pareto", "random"] = "pareto"
     problems: int = Field(default=16, ge=1)
     budget: int | None = Field(default=None, ge=1)
-    minibatch: int = Field(default=3, ge=1)
+    minibatch: int = Field(default=4, ge=1)
     seed: int = 0
 
 

@@ -17,10 +17,11 @@ from riprap.commands._data import Row, read_rows
 from riprap.commands._live import CommandTable, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.fastslow._config import FastSlowConfig
-from riprap.commands.fastslow._reward import check_answer, load_reward
+from riprap.commands.fastslow._reward import Reward, check_answer, load_reward
 from riprap.commands.watch import MODEL_FOLDER, TRAINER_FOLDER, lora_config, on_cpu
+from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
-from riprap.fastslow import EditGrammar, FastSlow, LanguageModel
+from riprap.fastslow import EditGrammar, FastSlow, LanguageModel, Proposer, check_arguments
 from riprap.integrations.config import build_behaviors, build_monitor, check_monitor_config
 from riprap.integrations.hf import MonitorCallback
 from riprap.record import require_vacant
@@ -43,10 +44,7 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
         quiet: draw the table on standard error.
     """
     require_vacant(config.run_dir)
-    policy = check_monitor_config(config)
-    reward, arguments = load_reward(config.reward), _grpo_config(config)
-    if config.data.response_prefix:
-        raise ConfigError("`data.response_prefix` would stand in the answers: remove it")
+    policy, reward, proposer, arguments = check_config(config)
     rows, summary = read_rows(config.data)
     problems = [_problem(row) for row in rows]
     for row, problem in zip(rows, problems, strict=True):
@@ -68,10 +66,7 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
         first = first_line(error, type(error).__name__)[:SHOWN]
         raise ConfigError(f"TRL refuses this training: {first}") from error
     trainer.remove_callback(PrinterCallback)
-    options = config.fastslow.model_dump(exclude={"population", "sentences"})
-    sentences = config.fastslow.sentences
-    options["proposer"] = EditGrammar(sentences) if sentences else LanguageModel()
-    fast = FastSlow(trainer, config.fastslow.population, **options)
+    fast = FastSlow(trainer, config.fastslow.population, proposer=proposer, **_options(config))
     # The record begins where nothing is refused any more.
     metadata = {"task": config.title, "config": config.model_dump(mode="json")}
     metadata |= {"rows": summary.digest, "data": summary.lines()}
@@ -88,6 +83,33 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
     file.write_text(json.dumps(fast.state_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
     found = {"model": str(folder), "population": fast.population, "rollouts": fast.rollouts}
     return summarize_run(monitor, config.run_dir) | found
+
+
+def check_config(
+    config: FastSlowConfig,
+) -> tuple[AlertPolicy, Reward, Proposer | None, GRPOConfig]:
+    """Check what needs neither rows nor a model, and return what was made of it.
+
+    Raises:
+        RiprapError: a name or a value that the run would refuse.
+    """
+    policy = check_monitor_config(config)
+    reward, arguments = load_reward(config.reward), _grpo_config(config)
+    lora_config(config.lora)
+    if config.data.response_prefix:
+        raise ConfigError("`data.response_prefix` would stand in the answers: remove it")
+    own = config.fastslow
+    proposer: Proposer | None = EditGrammar(own.sentences) if own.sentences else LanguageModel()
+    if own.every is None:
+        proposer = None
+    options = _options(config)
+    del options["seed"]
+    check_arguments(config.training.num_generations, own.population, proposer=proposer, **options)
+    return policy, reward, proposer, arguments
+
+
+def _options(config: FastSlowConfig) -> dict[str, Any]:
+    return config.fastslow.model_dump(exclude={"population", "sentences"})
 
 
 def _problem(row: Row) -> dict[str, Any]:
