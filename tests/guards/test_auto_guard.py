@@ -14,6 +14,7 @@ from torch.nn import functional
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, old_loss
 from guards.test_replay import BATCHES, Words, pool
 from riprap import Alert, AlertPolicy, Behavior, Level, Monitor, guards
+from riprap.conclusion import conclude
 from riprap.errors import ConfigError
 from riprap.guards import _auto_guard
 from riprap.types import Action
@@ -256,6 +257,41 @@ def test_a_buffer_of_wrong_answers_is_told_at_the_start() -> None:
             run.go(lessons(2))
         told = [str(w.message) for w in caught if "passes 0% of the 12 examples" in str(w.message)]
         assert len(told) == wrong
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_wrong_examples_are_named_again_where_they_do_not_help(shift: int) -> None:
+    """In the words of the start: in what the guard says, in the alerts, and in what would help."""
+    monitored = Behavior.next_token("first", OLD[:12], ANSWERS[:12])
+    rows = Behavior.next_token("first", OLD[12:], (ANSWERS[12:] + shift) % 20)
+    guard = guards.AutoGuard(replay=guards.SelfDistillationBuffer([rows]))
+    run = Run(guard)
+    run.monitor = Monitor([monitored], policy=WATCHFUL, probe_every=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.go(lessons(200))
+    advice = conclude(run.monitor.record).advice
+    if not shift:
+        assert guard.doubts == {}
+        said = [own.message for own in run.monitor.alerts] + [str(own.message) for own in caught]
+        assert not any("check that" in text for text in [*said, advice])
+        return
+    doubt = guard.doubts["first"]
+    assert doubt.startswith("the model passes 0% of the 12 examples of 'first' in the replay")
+    told = [str(own.message) for own in caught if doubt in str(own.message)]
+    assert len(told) == 3
+    assert told[0] == f"riprap: {doubt}"
+    assert "replay alone does not bring a score back" in told[1]
+    assert "do not hold the score of first" in told[2]
+    assert "a larger fraction" not in told[2]
+    (unheld,) = [own for own in run.monitor.actions if "do not hold" in own.detail]
+    assert doubt in unheld.detail
+    assert run.monitor.alerts
+    assert all(own.message.endswith(f"; {doubt}") for own in run.monitor.alerts)
+    assert advice == f"Mend the old examples of first: {doubt}."
+    later = guards.AutoGuard(replay=guards.SelfDistillationBuffer([rows]))
+    later.load_state_dict(guard.state_dict())
+    assert later.doubts == {"first": doubt}
 
 
 def test_margins_without_a_gradient_leave_replay_alone() -> None:

@@ -25,6 +25,8 @@ def advice(facts: RunFacts) -> str:
         name = _plain(missing[0].name)
         return f"Mend what kept {name} from being measured: see the missing readings."
     if weakened := facts.of(State.WEAKENED):
+        if doubt := _doubt(facts, weakened[0].name):
+            return f"Before training goes on: {doubt}"
         if facts.guards or facts.idle_guard:
             return "Before training goes on, lower the learning rate."
         guard = _auto_guard(facts)
@@ -57,6 +59,8 @@ def _against_loss(facts: RunFacts, worst: BehaviorOutcome) -> str:
             f"Let the loop end where `monitor.should_stop` is True: at step {facts.asked:,}, "
             f"before {name} broke, training was asked to stop, and went on."
         )
+    if doubt := _doubt(facts, worst.name):
+        return doubt
     if facts.guards:
         return f"{' and '.join(facts.guards)} did not hold {name}: lower the learning rate."
     if guard and facts.idle_reason:
@@ -65,6 +69,12 @@ def _against_loss(facts: RunFacts, worst: BehaviorOutcome) -> str:
     if guard:
         return f"Use a smaller `probe_every`: {guard} was there, and never changed training."
     return f"Add a guard for {name} ({_auto_guard(facts)})."
+
+
+def _doubt(facts: RunFacts, name: str) -> str:
+    """Return what seemed wrong with the guard's old examples of a behavior; empty: nothing."""
+    doubt = facts.doubts.get(name, "")
+    return doubt and f"Mend the old examples of {_plain(name)}: {_plain(doubt)}."
 
 
 def _plain(name: str) -> str:

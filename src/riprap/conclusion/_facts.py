@@ -30,6 +30,7 @@ from riprap.record import (
 from riprap.types import RUN, Alert, Level, OwnDetector
 
 MAX_REASON = 200  # characters
+MAX_DOUBT = 500
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class RunFacts:
         guards: names of the guards that changed training.
         idle_guard: name of a guard that was there and never did; empty: there was none.
         idle_reason: what its last action says of why, if there is one.
+        doubts: what seemed wrong with a guard's old examples at the start, by behavior.
         asked: first step at which training was asked to stop; None: it was not.
         blames: rows that did most of it, by behavior that broke.
         restored: what brings a behavior back, by behavior, as a diagnosis has measured it.
@@ -91,6 +93,7 @@ class RunFacts:
     guards: tuple[str, ...]
     idle_guard: str
     idle_reason: str
+    doubts: Mapping[str, str]
     asked: int | None
     finished: bool
     blames: Mapping[str, Blame]
@@ -169,6 +172,7 @@ class RunFacts:
             guards,
             "" if guards or not present else present[0],
             shorten(actions[-1].detail, MAX_REASON) if actions else "",
+            _doubts(events),
             stops[0]["step"] if stops else None,
             bool(meta.get("ended")),
             blames,
@@ -232,6 +236,13 @@ def _planned_end(events: Sequence[Mapping[str, Any]]) -> int | None:
     plans = [event for event in events if event["kind"] == PLAN]
     steps = plans[-1]["facts"].get("steps") if plans else None
     return int(plans[-1]["step"]) + steps if isinstance(steps, int) else None
+
+
+def _doubts(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what seemed wrong with the old examples of the last guard, by behavior."""
+    told = [event["facts"].get("doubts") for event in events if event["kind"] == GUARD]
+    doubts = told[-1] if told and isinstance(told[-1], dict) else {}
+    return {shorten(name): shorten(str(text), MAX_DOUBT) for name, text in doubts.items()}
 
 
 def _losses(events: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, float]], int | None]:

@@ -130,10 +130,12 @@ class AutoGuard(CompositeGuard):
         if self.projection is not None and self.can_project:
             if not self.projecting and self.replay.is_failing(view):
                 self.projecting = True
+                failing = [name for name in self.replay.under_floor_since if name in self.doubts]
+                doubts = "".join(f"; {self.doubts[name]}" for name in failing)
                 warn_once(
                     f"guard {self.name}: replay alone does not bring a score back; from step "
                     f"{view.step} on, steps are projected on the margins of the monitored probes "
-                    "while it replays, so that their scores no longer measure other inputs"
+                    f"while it replays, so that their scores no longer measure other inputs{doubts}"
                 )
             if self.projecting and self.replay.awake:
                 yield self.projection

@@ -135,6 +135,11 @@ class Guard(metaclass=CheckedCall):
         return f"{self.part_of}/{self.name}" if self.part_of else self.name
 
     @property
+    def doubts(self) -> dict[str, str]:
+        """What seems wrong with the guard's old examples, by behavior, as the start found it."""
+        return {}
+
+    @property
     def reads_gradients(self) -> bool:
         """True if the guard reads the gradient before each step: it overrides `on_gradients`."""
         return _is_overridden(self.on_gradients, Guard.on_gradients)

@@ -47,6 +47,11 @@ class CompositeGuard(Guard):
             yield from part.flatten()
 
     @property
+    def doubts(self) -> dict[str, str]:
+        """What seems wrong with the old examples of the parts, by behavior."""
+        return {name: text for part in self.parts for name, text in part.doubts.items()}
+
+    @property
     def reads_gradients(self) -> bool:
         """True if a part reads gradients; at a step, ask those of `active_guards`."""
         return any(part.reads_gradients for part in self.parts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -185,10 +187,15 @@ class AlertTracker:
                 self.histories[reading.behavior].add_interference(reading.step, reading.value)
         self.add_readings([reading for reading in readings if reading.signal != "interference"])
 
-    def update(self, step: int) -> tuple[list[Alert], list[Reading]]:
+    def update(
+        self, step: int, remarks: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[list[Alert], list[Reading]]:
         """Run the detectors after a probe evaluation at `step`; return new alerts and forecasts.
 
         A behavior that was under its floor before training has nothing to lose and is left out.
+
+        Args:
+            remarks: what the alerts on a behavior say beside what its detector says, by behavior.
         """
         alerts, self._pending_alerts = self._pending_alerts, []
         readings: list[Reading] = []
@@ -196,7 +203,8 @@ class AlertTracker:
             if not history.steps or history.step != step or not history.healthy_at_start:
                 continue
             results = [detector.evaluate(history) for detector in self.policy.detectors]
-            alerts += self._newly_raised(step, name, [alert for alert, _ in results])
+            raised = self._newly_raised(step, name, [alert for alert, _ in results])
+            alerts += [_with_remark(alert, remarks.get(name)) for alert in raised]
             forecasts = [forecast for _, forecast in results]
             self.forecasts[name] = next((f for f in forecasts if f is not None), None)
             readings += forecast_readings(step, name, self.forecasts[name])
@@ -376,6 +384,10 @@ class AlertTracker:
                 raise ValueError("an active level must be of a monitored behavior")
             self._active_ranks[index, name] = rank
             self._standing[index, name] = Standing(standing, str(detector), list(lower), raised)
+
+
+def _with_remark(alert: Alert, remark: str | None) -> Alert:
+    return replace(alert, message=f"{alert.message}; {remark}") if remark else alert
 
 
 def _level(rank: int) -> str | None:

@@ -331,9 +331,11 @@ class Monitor(metaclass=CheckedCall):
             if session.guard is not None:
                 undo.callback(session.guard.end)
                 session.guard.start(self.step)
-                self._run.record.add_event(self.step, GUARD, {"name": session.guard.guard.name})
                 if self._resume_state is not None:
                     session.guard.load_state_dict(self._resume_state["guard"])
+                guard = session.guard.guard
+                facts = {"name": guard.name, "doubts": guard.doubts}
+                self._run.record.add_event(self.step, GUARD, facts)
             session.attach()
             undo.pop_all()
         if self._watched_model is None:

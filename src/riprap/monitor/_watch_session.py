@@ -635,7 +635,8 @@ class WatchSession:
         counts = self.check.evaluate(run.step)
         run.record.add_readings([*readings, *from_signals, *counts])
         run.tracker.add_readings(from_signals)
-        alerts, forecasts = run.tracker.update(run.step)
+        doubts = {} if self.guard is None else self.guard.guard.doubts
+        alerts, forecasts = run.tracker.update(run.step, doubts)
         self._record_answers_at(alerts)
         run.record.add_readings(forecasts)
         run.trackers.log(run.tracker.metrics(), run.step)

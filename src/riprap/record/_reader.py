@@ -38,7 +38,7 @@ CHECKPOINT = "checkpoint"  # event of a saved one: `path`, and `kept`, the names
 COST = "cost"  # event with what the monitor itself cost
 TRAINING = "training"  # event with the loss and other numbers of the training itself
 STOP = "stop_asked"  # event of the wish of `stop_on` or of a guard that training stops: `reason`
-GUARD = "guard"  # event of a watch that has a guard: its `name`
+GUARD = "guard"  # event of a watch that has a guard: its `name`, and `doubts` by behavior
 PLAN = "plan"  # event of the steps that are planned from then on, with their learning rates
 DEFAULT_FLOOR = 0.90  # of a behavior whose record names no floor
 

@@ -108,6 +108,12 @@ class SafeAnchor(BehaviorGuard):
         elif self.examples is not None:
             self.examples.start(view)
 
+    @property
+    def doubts(self) -> dict[str, str]:
+        """What seems wrong with the examples of a buffer, by behavior."""
+        examples = self.examples
+        return examples.doubts if isinstance(examples, SelfDistillationBuffer) else {}
+
     def _find_directions(self, view: GuardView, rows: list[Vector]) -> None:
         self.bases, self.repair_until, self.told_fallen = {}, 0, []
         traces: dict[int, float] = {}

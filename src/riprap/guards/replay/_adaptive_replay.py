@@ -193,7 +193,7 @@ class AdaptiveReplay(Replay):
 
     def _not_held(self, view: GuardView) -> Iterator[str]:
         """Yield a sentence on the scores that the old examples do not hold, each once."""
-        said = []
+        said, doubts = [], []
         for name in self.names:
             history = view.histories[name]
             if not history.steps or history.step < view.step:
@@ -207,10 +207,14 @@ class AdaptiveReplay(Replay):
                 self.not_held.append(name)
                 kept = f"{now:.2f}, to keep {target:.2f}, for {view.step - since} steps"
                 said.append(f"{name} ({kept}{self._coverage(name, len(history.margins[-1]))})")
+                doubts += [self.doubts[name]] if name in self.doubts else []
+        if len(doubts) < len(said):
+            advice = "give more or other old examples, a larger fraction, or a lower learning rate"
+            doubts.append(advice)
         if said:
             yield (
                 f"the old examples do not hold the score of {', '.join(said)}; training goes on; "
-                "give more or other old examples, a larger fraction, or a lower learning rate"
+                f"{'; '.join(doubts)}"
             )
 
     def _contradiction(self) -> Iterator[str]:

@@ -67,6 +67,12 @@ class Replay(Guard):
         else:
             self.examples.check(view.model, view.parameters)
 
+    @property
+    def doubts(self) -> dict[str, str]:
+        """What seems wrong with the examples of a buffer, by behavior."""
+        examples = self.examples
+        return examples.doubts if isinstance(examples, SelfDistillationBuffer) else {}
+
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Mix in the gradient on old examples."""
         if view.step % self.every:

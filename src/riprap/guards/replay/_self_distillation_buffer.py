@@ -48,6 +48,9 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
         batch_size: number of examples in each draw.
         seed: seed of the order in which examples are drawn.
 
+    Attributes:
+        doubts: what seems wrong with the examples, by behavior, as the start found it.
+
     Raises:
         ConfigError: there are no behaviors, two have the same name, `batch_size` is less than 1, or
             probes are no `ProbeSet`; in `start`, a behavior is not monitored, or an example is one
@@ -81,6 +84,7 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
         self.drawn = dict.fromkeys(names, 0)
         self.targets: dict[str, Tensor] = {}
         self.left_out: list[str] = []
+        self.doubts: dict[str, str] = {}
 
     def __repr__(self) -> str:
         """Return the behaviors with their numbers of examples."""
@@ -89,7 +93,7 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
 
     def start(self, view: GuardView) -> None:
         """Store the current outputs of the model, and warn if it fails the examples."""
-        unknown = []
+        unknown, self.doubts = [], {}
         for name, behavior in self.behaviors.items():
             if name not in view.behaviors:
                 raise ConfigError(
@@ -124,11 +128,12 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
             return
         n, monitored = len(self.behaviors[name].probes), history.margins[0]
         if score_interval(own, n)[1] < score_interval(score(monitored), len(monitored))[0]:
-            warn_once(
+            self.doubts[name] = (
                 f"the model passes {own:.0%} of the {n} examples of {name!r} in the replay buffer, "
                 f"and {score(monitored):.0%} of the monitored probes, before training: check that "
                 "the examples are of this behavior, with the right answers"
             )
+            warn_once(self.doubts[name])
 
     def gradient(
         self, model: nn.Module, parameters: Sequence[Tensor], shares: Mapping[str, float]
@@ -179,17 +184,23 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
         return distance(outputs, targets).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the positions, the targets, and the state of the margins."""
+        """Return the positions, the targets, the doubts, and the state of the margins."""
         margins = {
             name: state
             for name, behavior in self.behaviors.items()
             if (state := behavior.margins.state_dict()) is not None
         }
-        return {"drawn": dict(self.drawn), "targets": dict(self.targets), "margins": margins}
+        return {
+            "drawn": dict(self.drawn),
+            "targets": dict(self.targets),
+            "doubts": dict(self.doubts),
+            "margins": margins,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self.drawn, self.targets = dict(state["drawn"]), dict(state["targets"])
+        self.doubts = dict(state["doubts"])
         for name, margin_state in state["margins"].items():
             self.behaviors[name].margins.load_state_dict(margin_state)
 
