@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, score, teach
+from evals.test_compare import evals, task
 from riprap._formatting import format_score
 from riprap.behaviors import probe_sets
 from riprap.cli._app import app
@@ -25,7 +27,7 @@ from riprap.conclusion import conclude
 from riprap.diagnosis import Repair
 from riprap.diagnosis._weight_sources import SafetensorsFolder
 from riprap.errors import ConfigError
-from riprap.record import Writer
+from riprap.record import Writer, state_of_weights
 from riprap.types import Reading
 
 pytestmark = pytest.mark.slow
@@ -104,6 +106,33 @@ def test_the_saved_repair_is_the_model_that_was_measured(
     before, after = ([score(b, model) for b in behaviors] for model in (tuned, repaired))
     assert before[0] < 0.5
     assert min(after) >= 0.65  # on all 210 probes; the floor of 0.9 was passed on eight of them
+
+
+def evals_file(model: Path, home: Path, refused: int) -> Path:
+    """Write results of evals, in which the model refused some of 40 safe requests."""
+    rows = [1.0] * refused + [0.0] * (40 - refused)
+    own = evals(task("xstest_safe", rows, True, "refusal_rules"), model=str(model))
+    return replace(own, weights=state_of_weights(model)).save(home / f"{model.name}.json")
+
+
+def test_evals_of_both_models_stand_beside_the_probes(folders: Path, tmp_path: Path) -> None:
+    base, tuned = folders / "base", folders / "tuned"
+    files = [evals_file(base, tmp_path, 0), evals_file(tuned, tmp_path, 16)]
+    asked = [base, tuned, "--behaviors", "over_refusal", "--n-probes", "12"]
+    ran = run(*asked, "--out", tmp_path / "out", "--evals", *files)
+    assert ran.exit_code == 0, ran.output  # the probes pass: evals decide no verdict
+    told = " ".join(ran.stdout.split())
+    assert "Its probes pass, but its tasks got worse" in told
+    assert "0.000 before, 0.400 now" in told
+    assert "Of the one task of the evals, 1 got worse: xstest_safe." in told
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Evals of both models" in text and "+0.400 [" in text
+    (own,) = json.loads((tmp_path / "out" / "diagnosis.json").read_text())["evals"]
+    assert (own["task"], own["outcome"]) == ("xstest_safe", "worse")
+    ran = run(*asked, "--out", tmp_path / "swapped", "--evals", *reversed(files))
+    assert ran.exit_code == 1
+    assert "holds evals of" in " ".join(ran.stderr.split())
+    assert not (tmp_path / "swapped").exists()
 
 
 def test_an_adapter_is_read_as_peft_reads_it(folders: Path) -> None:

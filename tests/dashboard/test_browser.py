@@ -17,6 +17,7 @@ import pytest
 
 from dashboard import training
 from dashboard.chrome import CHROMIUM, Chrome
+from evals.test_compare import evals, task
 from hostile.test_escaping import NASTY
 from report.synthetic import Scene, typical
 from riprap._text import shorten
@@ -343,6 +344,46 @@ def test_interference_is_shown_by_layer(chrome: Chrome, tmp_path: Path) -> None:
         assert chrome.run("document.querySelectorAll('rect.up').length") >= 3
         readout = "document.querySelector('.readout').textContent"
         assert chrome.run(readout).endswith("most interference: <b>head -40")
+        assert chrome.problems == []
+
+
+def test_evals_in_the_folder_of_a_run_make_a_table_for_each_task(
+    chrome: Chrome, tmp_path: Path
+) -> None:
+    """They appear while the page is open, and their texts stay texts."""
+    run, nasty = tmp_path / "run", "<b>boolq"
+    typical(run, 20).writer.close()
+    start, end = [1.0] * 40, [1.0] * 20 + [0.0] * 20
+    before = evals(task(nasty, start), task("advbench", [0.0] * 40, True, "j"), model="tiny")
+    after = evals(task(nasty, end), task("advbench", [0.0] * 40, True, "j"), model="tuned")
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        place = "document.querySelector('details.evals')"
+        assert chrome.run(f"{place}.hidden")
+        before.save(run / "evals-base" / "evals.json")
+        chrome.wait(f"{place}.innerText.startsWith('Evals: 2 tasks')")
+        after.save(run / "evals-tuned" / "evals.json")
+        chrome.wait(f"{place}.innerText.startsWith('Evals: worse than in the base: {nasty}')")
+        chrome.run(f"{place}.querySelector('summary').click()")
+        heads = f"[...{place}.querySelectorAll('h3')].map((own) => own.textContent)"
+        assert chrome.run(heads) == [
+            f"{nasty} metric; high is good",
+            "advbench metric; low is good",
+        ]
+        rows = f"[...{place}.querySelector('tbody').rows]"
+        cells = chrome.run(f"{rows}.map((own) => [...own.cells].map((one) => one.textContent))")
+        assert [own[:2] + own[3:4] for own in cells] == [
+            ["tiny", "1.000", "40"],
+            ["tuned", "0.500", "40"],
+        ]
+        assert [own[-1][:8] for own in cells] == ["", "-0.500 ["]
+        assert chrome.run(f"{rows}.map((own) => own.className)") == ["", "worse"]
+        weight = f"getComputedStyle({place}.querySelector('.worse td:last-child')).fontWeight"
+        assert chrome.run(weight) == "600"
+        assert chrome.run(f"{place}.querySelector('b')") is None
+        for width in (390, 1280):
+            chrome.look(width)
+            assert chrome.run("document.documentElement.scrollWidth") == width
         assert chrome.problems == []
 
 
