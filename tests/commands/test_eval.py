@@ -107,6 +107,11 @@ def gate(tmp_path: Path, base: EvalResult, tuned: EvalResult, text: str | None =
         ([1.0] * 6, [1.0] * 6, False, Status.UNKNOWN),  # all six rows would have to fall
         ([0.0] * 6, [0.0] * 6, True, Status.UNKNOWN),
         ([0.5] * 20, [0.4] * 20, False, Status.FAILED),
+        # 15 rows rose a little, 3 fell to 0: more rows are better, and the mean is lower.
+        ([0.9] * 18, [0.95] * 15 + [0.0] * 3, False, Status.UNKNOWN),
+        ([0.1] * 18, [0.05] * 15 + [1.0] * 3, True, Status.UNKNOWN),
+        ([0.5] * 18, [0.55] * 15 + [0.45] * 3, False, Status.UNKNOWN),  # too little on 18 rows
+        ([0.2] * 8, [0.9] * 8, False, Status.MET),  # clear, on few rows
     ],
 )
 def test_a_fall_is_found_row_by_row(

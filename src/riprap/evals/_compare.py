@@ -77,8 +77,13 @@ class TaskChange:
 
     @property
     def is_better(self) -> bool:
-        """True if more rows became better than worse, by the same test."""
-        return not self.missing and sign_test(self.better, self.worse) <= self.level
+        """True if more rows became better than worse, by the same test, and the mean did too.
+
+        The whole interval of the change must be on the good side of 0: rows that became a little
+        better may be more, and lose less than others lost.
+        """
+        gained = self.high < 0 if self.lower_is_better else self.low > 0
+        return gained and sign_test(self.better, self.worse) <= self.level
 
     @property
     def outcome(self) -> Outcome:

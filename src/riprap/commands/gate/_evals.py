@@ -27,7 +27,9 @@ def check_evals(
         tuned, base: results of `riprap eval`, or their folders.
         requirements: on metrics of `tuned`, by `TASK` for the main one or `TASK.METRIC`; with
             `base`, its values are shown beside. None: no main metric of `base`, which must be given
-            then, is worse in `tuned`.
+            then, is worse in `tuned`. It is unknown where too few rows were measured to see a large
+            loss, unless the metric became better (`TaskChange.is_better`): that shows by itself
+            that nothing was lost.
 
     Raises:
         ConfigError: a result is malformed, a requirement names no metric, or the two results have
