@@ -142,31 +142,35 @@ def differences(found: Sequence[Premise], part: str) -> dict[str, Estimate]:
 
 
 def claims(found: list[Premise], plan: Plan) -> dict[str, str]:
-    """Return whether the premise holds: on every base, and with the interval over bases."""
+    """Return whether the premise holds: on every base, and with the interval over bases.
+
+    One base has no interval, and tells nothing.
+    """
 
     def mean_is(name: str, part: str, most: float | None = None) -> bool:
         values = [own.rewards[name][part] for own in found]
         return max(values) <= most if most is not None else min(values) >= plan.enough
 
+    def holds(fact: bool) -> str:
+        if len(found) == 1:
+            return "cannot be told from one base"
+        return "holds" if fact else "does not hold"
+
     text, weights, both = (differences(found, part) for part in PARTS)
     return {
-        "the instruction moves the reward, weights fixed": _holds(
+        "the instruction moves the reward, weights fixed": holds(
             text["text − nothing"].low >= plan.least and mean_is("text", "text")
         ),
-        "the weights move the reward, instruction fixed": _holds(
+        "the weights move the reward, instruction fixed": holds(
             weights["weights − nothing"].low >= plan.least
         ),
-        "neither alone suffices on the part `both`": _holds(
+        "neither alone suffices on the part `both`": holds(
             both["both − the better of the two"].low >= plan.least
             and mean_is("text", "both", plan.little)
             and mean_is("weights", "both", plan.little)
         ),
-        "both suffice on the part `both`": _holds(mean_is("both", "both")),
+        "both suffice on the part `both`": holds(mean_is("both", "both")),
     }
-
-
-def _holds(fact: bool) -> str:
-    return "holds" if fact else "does not hold"
 
 
 def sections(found: list[Premise], plan: Plan) -> dict[str, Any]:

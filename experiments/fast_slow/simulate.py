@@ -169,7 +169,7 @@ class Learner:
             others = [one for one in ("facts", "times") if one != name]
             found = recover(
                 self.model,
-                behavior,
+                self.world.diagnosed(name, EXAMPLES),
                 self.world.examples(name)[:EXAMPLES],
                 reference=self.base,
                 unrelated_examples=self.world.examples(others[0])[:EXAMPLES],

@@ -23,6 +23,7 @@ from riprap.toy import CACHE, Examples, Progress, fingerprint, fit, random_llama
 IGNORED = -100  # label of tokens that are not learned
 RARER = 1  # the meaning of `star` and `dash` that the problems ask for
 POSITIONS = 128
+DIAGNOSED = 200  # probes of a diagnosis, at most
 PARTS = ("text", "weights", "both")
 
 
@@ -198,6 +199,15 @@ class VerifiableWorld:
         """Return the inputs of a behavior that are no probes, each as a batch of its own."""
         rows = _old()[name][self.config.probes :]
         return [self.batch([("", [row])]) for row in rows]
+
+    def diagnosed(self, name: str, learned: int) -> Behavior:
+        """Return a behavior with many probes: inputs that `examples` does not have among its first.
+
+        Args:
+            learned: number of these first examples.
+        """
+        rows, probes = _old()[name], self.config.probes
+        return self._behavior(name, (rows[:probes] + rows[probes + learned :])[:DIAGNOSED])
 
     @torch.no_grad()
     def expected_reward(

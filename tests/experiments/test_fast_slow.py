@@ -132,6 +132,7 @@ def test_the_premise_holds_only_if_each_side_is_needed() -> None:
     assert set(premise_claims(premise(good), PLAN).values()) == {"holds"}
     enough = premise_claims(premise(good | {"weights": (0.6, 0.8, 0.85)}), PLAN)
     assert list(enough.values()).count("does not hold") == 1
+    assert set(premise_claims(premise(good)[:1], PLAN).values()) == {"cannot be told from one base"}
     still = premise_claims(premise(good | {"weights": (0.6, 0.2, 0.1)}), PLAN)
     assert still["the weights move the reward, instruction fixed"] == "does not hold"
     page = PREMISE.text(premise(good), Session(PLAN, TERMS))
