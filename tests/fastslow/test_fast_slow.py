@@ -291,6 +291,7 @@ def test_the_lineage_of_the_population_goes_back_to_what_was_given(tmp_path: Pat
             assert known.setdefault(candidate.id, candidate).text == candidate.text
             assert len(candidate.scores) == len(cycle.problems) == 6
             assert candidate.kept <= candidate.on_front
+    assert sorted(known) == list(range(len(known)))
     assert len({c.text for c in known.values()}) == len(known) > 3
     assert {c.text for c in known.values() if c.parent is None} == {"", "one two"}
     for candidate in known.values():  # the grammar edits one line
@@ -299,6 +300,37 @@ def test_the_lineage_of_the_population_goes_back_to_what_was_given(tmp_path: Pat
             assert abs(len([x for x in lines if x]) - len([x for x in before if x])) <= 1
     drawn = {tuple(cycle.problems) for cycle in fast.cycles}
     assert len(drawn) > 1
+
+
+def test_what_a_cycle_rejected_is_said_with_the_scores(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, reward_funcs=of_instruction)
+    fast = FastSlow(trainer, [""], **SMALL)
+    known = {0: ""}
+    for _ in range(3):
+        cycle = fast.cycle()
+        known |= {c.id: c.text for c in cycle.candidates}
+        for own in cycle.rejected:
+            assert set(own.problems) <= set(cycle.problems) and len(own.problems) == 2
+            for text, scores in ((own.text, own.scores), (known[own.parent], own.parent_scores)):
+                assert scores == of_instruction([text] * 2)
+            assert sum(own.scores) <= sum(own.parent_scores)  # type: ignore[arg-type]
+    lost = {own.text for cycle in fast.cycles for own in cycle.rejected} - {*known.values()}
+    assert len(lost) > 5
+    assert not lost & {*fast.state_dict()["population"]["known"]}
+    assert not any(cycle["rejected"] for cycle in fast.state_dict()["cycles"])
+
+
+def test_the_progress_of_a_cycle_is_shown(tmp_path: Path, capfd: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    fast = FastSlow(make_trainer(tmp_path, disable_tqdm=False), [""], **SMALL)
+    fast.cycle()
+    assert "cycle 1:" in capfd.readouterr().err
+    fast.progress = lambda done, budget: seen.append((done, budget))
+    cycle = fast.cycle()
+    assert "cycle 2:" not in capfd.readouterr().err
+    done = [own for own, _ in seen]
+    assert len(done) > 3 and done == sorted(done) and done[-1] == cycle.rollouts
+    assert {budget for _, budget in seen} == {48}
 
 
 def test_a_resumed_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
@@ -313,6 +345,39 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: 
     assert resumed.state_dict() == whole.state_dict()
     assert [cycle.step for cycle in resumed.cycles] == [0, 2, 4]
     assert same(end[0], weights(trainer))
+
+
+def test_the_population_of_the_best_checkpoint_is_restored_with_its_weights(
+    tmp_path: Path,
+) -> None:
+    """The evaluation likes the first checkpoint, and training another instruction in each cycle."""
+
+    def falling(prompts: Any, instruction: Any, trainer_state: Any, **_: Any) -> list[float]:
+        if not trainer.model.training and len(prompts) == 4:
+            return [-float(trainer_state.global_step)] * len(prompts)
+        return [float(len(own)) for own in instruction]
+
+    trainer = make_trainer(
+        tmp_path,
+        reward_funcs=falling,
+        eval_dataset=Dataset.from_list(PROBLEMS[:4]),
+        num_generations_eval=1,
+        per_device_eval_batch_size=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_reward",
+        greater_is_better=True,
+    )
+    fast = FastSlow(trainer, [""], **SMALL)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    first, last = ([c.text for c in own.candidates if c.kept] for own in fast.cycles)
+    assert fast.population == first != last
+    assert fast.state_dict()["population"]["texts"] == first
+    assert fast.training_rollouts == 4 * 8
 
 
 def test_a_rollout_func_that_was_taken_away_is_said(tmp_path: Path) -> None:
@@ -347,6 +412,9 @@ def test_a_state_survives_json_and_is_refused_elsewhere(tmp_path: Path) -> None:
     fixed = FastSlow(make_trainer(tmp_path), [""], **SMALL | {"every": 3})
     with pytest.raises(Exception, match="the state is of a run with every=2, and this one has 3"):
         fixed.load_state_dict(state)
+    given = FastSlow(make_trainer(tmp_path), ["one two"], **SMALL)
+    with pytest.raises(Exception, match=r"a run with population=\[''\], and this one has \['one t"):
+        given.load_state_dict(state)
     for wrong in ({}, {**state, "cycles": [{}]}, {**state, "population": {"texts": []}}):
         with pytest.raises(Exception, match="this is no state of FastSlow"):
             other.load_state_dict(wrong)
@@ -385,6 +453,7 @@ def test_a_monitor_changes_nothing_and_records_the_cycles(loss_type: str, tmp_pa
     for event, cycle in zip(events, fast.cycles, strict=True):
         facts = event["facts"]
         assert facts["candidates"] == cycle.to_dict()["candidates"]
+        assert facts["rejected"] == cycle.to_dict()["rejected"]
         assert facts["rollouts"] == cycle.rollouts
     assert facts["cycle_rollouts"] == fast.cycle_rollouts
     assert facts["training_rollouts"] == 16
@@ -446,9 +515,19 @@ def test_a_reward_that_fails_in_a_cycle_ends_the_training(tmp_path: Path) -> Non
         raise ZeroDivisionError("no reward")
 
     trainer = make_trainer(tmp_path, reward_funcs=failing)
-    FastSlow(trainer, [""], **SMALL)
+    fast = FastSlow(trainer, [""], **SMALL)
     with pytest.raises(ZeroDivisionError, match="no reward"):
         trainer.train()
+    assert fast.rollouts == fast.cycle_rollouts == 6  # they were generated
+
+
+def test_cycles_without_a_watch_are_in_the_record_at_once(tmp_path: Path) -> None:
+    monitor = Monitor([of_words()], run_dir=tmp_path / "run")
+    fast = FastSlow(make_trainer(tmp_path), [""], **SMALL, monitor=monitor)
+    fast.evolve(rollouts=60)
+    with Reader(tmp_path / "run") as reader:  # as another process would
+        events = [event["facts"] for event in reader.events() if event["kind"] == "fast_cycle"]
+    assert [facts["cycle"] for facts in events] == [1, 2]
 
 
 def test_rewards_have_weights_and_none_is_no_reward(tmp_path: Path) -> None:

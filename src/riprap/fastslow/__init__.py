@@ -3,7 +3,7 @@
 - `FastSlow`: spreads the rollouts of TRL's `GRPOTrainer` over a population of instructions, and
   evolves the population with GEPA while the weights train.
 - `check_arguments`: refuses what `FastSlow` would, before there is a trainer.
-- `Cycle`, `Candidate`: what one evolution of the population found.
+- `Cycle`, `Candidate`, `Rejected`: what one evolution of the population found.
 - `EditGrammar`, `LanguageModel`: proposers of new instructions; a proposer is any function of a
   `Request`, which has the instruction, its `Example`s, and the model in training.
 - `before_problem`: how an instruction and a problem become one prompt.
@@ -18,7 +18,7 @@ from riprap._extras import EXTRAS, require
 require("fastslow", *EXTRAS["fastslow"])
 
 from riprap.fastslow._fast_slow import FastSlow, check_arguments
-from riprap.fastslow._population import Candidate, Cycle
+from riprap.fastslow._population import Candidate, Cycle, Rejected
 from riprap.fastslow._proposers import EditGrammar, Example, LanguageModel, Proposer, Request
 from riprap.fastslow._rollouts import before_problem
 
@@ -30,6 +30,7 @@ __all__ = [
     "FastSlow",
     "LanguageModel",
     "Proposer",
+    "Rejected",
     "Request",
     "before_problem",
     "check_arguments",

@@ -8,7 +8,7 @@ still, so GEPA's evaluations of the same pair share one rollout.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from riprap.fastslow._population import (
     Candidate,
     Cycle,
     Population,
+    Rejected,
     choose_at_random,
     choose_front,
     front,
@@ -39,6 +40,7 @@ class _Task:
 
     Args:
         rows: problems of the cycle by their position in the training data.
+        progress: called with the rollouts of the cycle after some of them.
     """
 
     propose_new_texts = None  # the proposer is passed to `gepa.optimize`
@@ -51,13 +53,20 @@ class _Task:
         proposer: Proposer,
         rng: Random,
         batch_size: int,
+        progress: Callable[[int], None],
     ) -> None:
         self._rollouts, self._rows, self._batch_size = rollouts, rows, batch_size
+        self._progress, self._before = progress, rollouts.generated
         self._population, self._proposer, self._rng = population, proposer, rng
         self._returning = population.texts[1:]
         self.seen: dict[tuple[str, int], Example] = {}
-        self.generated = self.proposals = self.failures = 0
+        self.proposals = self.failures = 0
         self.error = ""
+
+    @property
+    def generated(self) -> int:
+        """Return the rollouts of the cycle so far."""
+        return self._rollouts.generated - self._before
 
     def evaluate(
         self, batch: list[int], candidate: dict[str, str], capture_traces: bool = False
@@ -69,7 +78,7 @@ class _Task:
             rows = [self._rows[at] for at in new]
             examples = self._rollouts.score(text, rows, self._batch_size)
             self.seen |= {(text, at): own for at, own in zip(new, examples, strict=True)}
-            self.generated += len(new)
+            self._progress(self.generated)
         found = [self.seen[text, at] for at in batch]
         return EvaluationBatch(
             outputs=[example.completion for example in found],
@@ -108,7 +117,6 @@ class _Task:
             return self._fail(error_text(error))
         if not isinstance(text, str):
             return self._fail(f"the proposer returned {type(text).__name__}, not a text")
-        self._population.add(text, parent)
         return {PART: text}
 
     def _fail(self, why: str) -> dict[str, str]:
@@ -117,8 +125,9 @@ class _Task:
         return {}
 
     def _generate(self, text: str, max_new_tokens: int) -> str:
-        self.generated += 1
-        return self._rollouts.answer(text, max_new_tokens)
+        answer = self._rollouts.answer(text, max_new_tokens)
+        self._progress(self.generated)
+        return answer
 
 
 def _to_gepa(reward: float) -> float:
@@ -134,22 +143,41 @@ class _Accept:
     """GEPA's criterion: the population always, a known text never, a new one if it improved.
 
     Args:
+        problems: those of the cycle, by their position in the training data.
         improved: a new text must beat its parent on those problems of the minibatch on which both
             were scored.
+
+    Attributes:
+        rejected: new texts that were not accepted.
     """
 
-    def __init__(self, population: Sequence[str], improved: bool) -> None:
-        self._population, self._improved = set(population), improved
+    def __init__(self, population: Population, problems: Sequence[int], improved: bool) -> None:
+        self._population, self._problems, self._improved = population, problems, improved
+        self._returning = set(population.texts)
+        self.rejected: list[Rejected] = []
 
     def should_accept(self, proposal: Any, state: Any) -> bool:
-        """Return whether GEPA evaluates a proposal on all problems."""
+        """Return whether GEPA evaluates a proposal on all problems, and note where it is from."""
+        text = proposal.candidate[PART]
         if proposal.candidate in state.program_candidates:
             return False
-        if proposal.candidate[PART] in self._population or not self._improved:
+        if text in self._returning:
             return True
+        parent = state.program_candidates[proposal.parent_program_ids[0]][PART]
         before, after = proposal.subsample_scores_before, proposal.subsample_scores_after
         both = [pair for pair in zip(before, after, strict=True) if _UNSCORED not in pair]
-        return sum(new for _, new in both) > sum(old for old, _ in both)
+        if not self._improved or sum(new for _, new in both) > sum(old for old, _ in both):
+            self._population.add(text, parent)
+            return True
+        own = Rejected(
+            text,
+            self._population.lineage(parent)[0],
+            [self._problems[at] for at in proposal.subsample_indices],
+            [*map(_from_gepa, after)],
+            [*map(_from_gepa, before)],
+        )
+        self.rejected.append(own)
+        return False
 
 
 class _AnyParent:
@@ -183,6 +211,7 @@ def run_cycle(
     minibatch: int,
     batch_size: int,
     rng: Random,
+    progress: Callable[[int], None],
 ) -> Cycle:
     """Evolve the population by one cycle; training is left as it is.
 
@@ -193,22 +222,25 @@ def run_cycle(
         minibatch: problems on which a new instruction is compared with its parent.
         batch_size: prompts generated together.
         rng: generator for everything in the cycle.
+        progress: called with the rollouts so far after some of them.
     """
-    task = _Task(rollouts, rows, population, proposer, Random(rng.getrandbits(32)), batch_size)
+    own = Random(rng.getrandbits(32))
+    task = _Task(rollouts, rows, population, proposer, own, batch_size, progress)
     adapter: Any = task  # GEPA's type wants what its own adapters inherit
-    pareto = select == "pareto"
+    pareto, problems = select == "pareto", list(rows)
+    criterion = _Accept(population, problems, improved=pareto)
     # A proposer without new ideas costs no rollouts, and would go on for ever.
     most = len(population.texts) + budget // minibatch
     with rollouts.isolated(rng.getrandbits(32)):
         result: gepa.GEPAResult[str, int] = gepa.optimize(
             seed_candidate={PART: population.texts[0]},
-            trainset=list(rows),
-            valset=list(rows),
+            trainset=problems,
+            valset=problems,
             adapter=adapter,
             custom_candidate_proposer=task.propose,
             candidate_selection_strategy="pareto" if pareto else _AnyParent(rng),
             frontier_type="instance",
-            acceptance_criterion=_Accept(population.texts, improved=pareto),
+            acceptance_criterion=criterion,
             skip_perfect_score=False,  # the best reward is not known
             reflection_minibatch_size=minibatch,
             stop_callbacks=lambda state: task.generated >= budget or state.i + 1 >= most,
@@ -228,19 +260,26 @@ def run_cycle(
             f"no reward function scored {unscored} of {len(task.seen)} rollouts in the cycle at "
             f"step {step}: their problems do not count in it"
         )
-    scores = [[_from_gepa(own[at]) for at in range(len(rows))] for own in result.val_subscores]
+    scores = [[_from_gepa(each[at]) for at in range(len(rows))] for each in result.val_subscores]
     if any(text not in texts for text in population.texts):
         raise ConfigError("GEPA left out a part of the population: use gepa 0.1.4")
     kept = choose_front(scores, keep) if pareto else choose_at_random(len(texts), keep, rng)
     wins = front(scores)
-    on_front = [bool(own) or not any(wins) for own in wins]  # all, where nothing tells them apart
+    on_front = [bool(won) or not any(wins) for won in wins]  # all, where nothing tells them apart
     order = [*kept, *(at for at in range(len(texts)) if at not in kept)]
     candidates = []
     for at in order:
-        own, parent = population.lineage(texts[at])
-        entry = Candidate(own, texts[at], parent, scores[at], on_front[at], at in kept)
+        number, parent = population.lineage(texts[at])
+        entry = Candidate(number, texts[at], parent, scores[at], on_front[at], at in kept)
         candidates.append(entry)
     population.texts = [texts[at] for at in kept]
     return Cycle(
-        step, list(rows), candidates, task.generated, task.proposals, task.failures, task.error
+        step,
+        problems,
+        candidates,
+        task.generated,
+        task.proposals,
+        task.failures,
+        task.error,
+        criterion.rejected,
     )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
 from riprap._checks import NamedCall, check_count, shown
-from riprap._text import error_text
+from riprap._text import error_text, shorten
 from riprap._warnings import warn
-from riprap.errors import ConfigError
+from riprap.errors import ConfigError, RecordError
 from riprap.fastslow._cycle import Select, run_cycle
 from riprap.fastslow._population import Cycle, Population
 from riprap.fastslow._proposers import Proposer
@@ -60,6 +64,8 @@ class FastSlow(metaclass=NamedCall):
         cycles: all cycles so far, each a `Cycle`.
         training_rollouts, cycle_rollouts: texts that the model generated for training, and for
             cycles. Evaluations of the trainer do not count.
+        progress: called during a cycle with its rollouts so far, and its budget; None: a bar is
+            shown, unless the trainer has `disable_tqdm`.
 
     Raises:
         ConfigError: an argument that does not fit, before training.
@@ -113,7 +119,10 @@ class FastSlow(metaclass=NamedCall):
         self.budget = 2 * keep * problems if budget is None else budget
         self.minibatch, self.monitor, self.seed = minibatch, monitor, seed
         self.cycles: list[Cycle] = []
-        self.training_rollouts = self.cycle_rollouts = 0
+        self.training_rollouts = 0
+        self.progress: Callable[[int, int], None] | None = None
+        self._given = list(population)
+        self._state: dict[str, Any] | None = None  # what changes with a cycle only
         self._population = Population(population)
         self._rollouts = Rollouts(trainer, combine)
         self._last: int | None = None  # step of the last cycle in this training
@@ -129,6 +138,11 @@ class FastSlow(metaclass=NamedCall):
     def population(self) -> list[str]:
         """Instructions in use, the best of the last cycle first."""
         return list(self._population.texts)
+
+    @property
+    def cycle_rollouts(self) -> int:
+        """Texts that the model generated for cycles, those that failed included."""
+        return self._rollouts.generated
 
     @property
     def rollouts(self) -> int:
@@ -148,27 +162,49 @@ class FastSlow(metaclass=NamedCall):
         trainer, data = self.trainer, self.trainer.train_dataset
         rng = Random(f"{self.seed}/{len(self.cycles)}")
         drawn = sorted(rng.sample(range(len(data)), min(self.problems, len(data))))
-        done = run_cycle(
-            self._rollouts,
-            {at: dict(data[at]) for at in drawn},
-            self._population,
-            self.proposer,
-            step=trainer.state.global_step,
-            keep=self.keep,
-            select=self.select,
-            budget=self.budget,
-            minibatch=self.minibatch,
-            batch_size=trainer.args.generation_batch_size,
-            rng=rng,
-        )
+        with self._bar() as show:
+            done = run_cycle(
+                self._rollouts,
+                {at: dict(data[at]) for at in drawn},
+                self._population,
+                self.proposer,
+                step=trainer.state.global_step,
+                keep=self.keep,
+                select=self.select,
+                budget=self.budget,
+                minibatch=self.minibatch,
+                batch_size=trainer.args.generation_batch_size,
+                rng=rng,
+                progress=show,
+            )
         self.cycles.append(done)
-        self.cycle_rollouts += done.rollouts
+        self._state = None
         if self.monitor is not None:
             facts = done.to_dict() | {"cycle": len(self.cycles), "select": self.select}
             facts |= {"training_rollouts": self.training_rollouts}
             facts |= {"cycle_rollouts": self.cycle_rollouts}
             self.monitor.log_event(EVENT, **facts)
+            try:  # without a watch, nothing else would write it
+                self.monitor.record.flush()
+            except RecordError as error:
+                warn(str(error))
         return done
+
+    @contextmanager
+    def _bar(self) -> Iterator[Callable[[int], None]]:
+        """Show the rollouts of a cycle, by `progress` or by a bar."""
+        budget, given = self.budget, self.progress
+        if given is not None:
+            yield lambda done: given(done, budget)
+            return
+        with tqdm(
+            total=budget,
+            desc=f"cycle {len(self.cycles) + 1}",
+            unit="rollout",
+            leave=False,
+            disable=self.trainer.args.disable_tqdm,
+        ) as bar:
+            yield lambda done: bar.update(done - bar.n)
 
     def evolve(self, rollouts: int) -> None:
         """Run cycles, without training, until this many rollouts are counted in all.
@@ -181,11 +217,17 @@ class FastSlow(metaclass=NamedCall):
             self.cycle()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return population, lineage, cycles and counters as plain values."""
-        return {
-            "settings": self._settings(),
-            "population": self._population.state_dict(),
-            "cycles": [cycle.to_dict() for cycle in self.cycles],
+        """Return population, lineage, cycles and counters as plain values.
+
+        Rejected instructions are left out; they are in the record.
+        """
+        if self._state is None:
+            self._state = {
+                "settings": self._settings(),
+                "population": self._population.state_dict(),
+                "cycles": [cycle.to_dict() | {"rejected": []} for cycle in self.cycles],
+            }
+        return self._state | {
             "training_rollouts": self.training_rollouts,
             "cycle_rollouts": self.cycle_rollouts,
         }
@@ -206,25 +248,27 @@ class FastSlow(metaclass=NamedCall):
                 cycle_rollouts=int,
             )
             own = self._settings()
-            check_fields(state["settings"], **dict.fromkeys(own, int | str | None))
+            check_fields(state["settings"], **dict.fromkeys(own, int | str | list | None))
             cycles = [Cycle.from_dict(entry) for entry in state["cycles"]]
             loaded = Population(self.population)
             loaded.load_state_dict(state["population"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"this is no state of FastSlow: {error}") from error
-        for name, value in state["settings"].items():
-            if value != own[name]:
+        for name, value in own.items():
+            if state["settings"][name] != value:
                 raise ConfigError(
-                    f"the state is of a run with {name}={value!r}, and this one has {own[name]!r}: "
-                    "resume with the same arguments"
+                    f"the state is of a run with {name}={shorten(repr(state['settings'][name]))}, "
+                    f"and this one has {shorten(repr(value))}: resume with the same arguments"
                 )
         self._population, self.cycles = loaded, cycles
         self.training_rollouts = state["training_rollouts"]
-        self.cycle_rollouts = state["cycle_rollouts"]
+        self._rollouts.generated = state["cycle_rollouts"]
+        self._state = None
 
     def _settings(self) -> dict[str, Any]:
+        """Return what a resumed run must have too; `combine` and the proposer cannot be told."""
         names = ("every", "keep", "select", "problems", "budget", "minibatch", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"population": self._given}
 
     def _check_reach(self) -> None:
         """Refuse instructions that never reach the model, by the first problem."""
@@ -266,6 +310,16 @@ class FastSlow(metaclass=NamedCall):
                 "population starts here as it was given"
             )
 
+    def _restore_texts(self, checkpoint: Path) -> None:
+        """Restore the population of a checkpoint; cycles and counters stay those of the end."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        saved: Any = state.stateful_callbacks or {}
+        if KEY in saved:
+            self._population.texts = list(saved[KEY]["population"]["texts"])
+            self._state = None
+        else:
+            warn(f"the best checkpoint {checkpoint} has no population: that of the end stays")
+
     def _is_due(self) -> bool:
         step = self.trainer.state.global_step
         if self.every is None:
@@ -302,7 +356,7 @@ class FastSlow(metaclass=NamedCall):
 
 
 class _Callback(TrainerCallback):
-    """Keeps the state of a `FastSlow` in the trainer's checkpoints."""
+    """Keeps the state of a `FastSlow` in the trainer's checkpoints, and takes it from the best."""
 
     def __init__(self, fast_slow: FastSlow) -> None:
         self._fast_slow = fast_slow
@@ -319,6 +373,13 @@ class _Callback(TrainerCallback):
         """Put the state where the trainer's checkpoints take it from."""
         saved: Any = state.stateful_callbacks
         saved[KEY] = self._fast_slow.state_dict()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the population of the best checkpoint, whose weights the trainer has restored."""
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._fast_slow._restore_texts(Path(state.best_model_checkpoint))
 
 
 def _check_trainer(trainer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
@@ -39,6 +39,25 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A new instruction that did not beat its parent on a minibatch; a cycle tried no more of it.
+
+    Attributes:
+        text: the instruction.
+        parent: id of the instruction that it was made from.
+        problems: rows of the training data in the minibatch.
+        scores: its reward on each of them; None: no reward function scored it.
+        parent_scores: its parent's.
+    """
+
+    text: str
+    parent: int
+    problems: list[int]
+    scores: list[float | None]
+    parent_scores: list[float | None]
+
+
+@dataclass(frozen=True)
 class Cycle:
     """An evolution of the population with the weights as they were.
 
@@ -50,6 +69,7 @@ class Cycle:
         proposals: calls of the proposer.
         failures: calls of the proposer that raised.
         error: text of the first of these failures; else empty.
+        rejected: new instructions that did not beat their parents. Checkpoints leave them out.
     """
 
     step: int
@@ -59,6 +79,7 @@ class Cycle:
     proposals: int
     failures: int = 0
     error: str = ""
+    rejected: list[Rejected] = field(default_factory=list)
 
     def __repr__(self) -> str:
         kept = [f"{c.score:.3g}" for c in self.candidates if c.kept]
@@ -75,11 +96,12 @@ class Cycle:
     def from_dict(cls, state: dict[str, Any]) -> Cycle:
         """Invert `to_dict`."""
         candidates = [Candidate(**own) for own in state["candidates"]]
-        return cls(**state | {"candidates": candidates})
+        rejected = [Rejected(**own) for own in state["rejected"]]
+        return cls(**state | {"candidates": candidates, "rejected": rejected})
 
 
 class Population:
-    """Instructions in use, the best first, with the lineage of all that were ever proposed."""
+    """Instructions in use, the best first, with the lineage of all that a cycle evaluated."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = list(texts)

@@ -46,10 +46,13 @@ class Rollouts:
     Args:
         trainer: a `trl.GRPOTrainer` whose rewards are plain functions.
         combine: makes a prompt of an instruction and a problem.
+
+    Attributes:
+        generated: texts so far that were not for training.
     """
 
     def __init__(self, trainer: Any, combine: Combine) -> None:
-        self.trainer, self.combine = trainer, combine
+        self.trainer, self.combine, self.generated = trainer, combine, 0
 
     def generate(self, prompts: Sequence[Any]) -> tuple[list[list[int]], list[list[int]]]:
         """Sample one completion to each prompt, as the trainer itself does.
@@ -87,6 +90,7 @@ class Rollouts:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with torch.no_grad():
                 completed = self._complete(model, ids, self.trainer.generation_config)
+            self.generated += len(completed)
             all_ids += completed
             texts += tokenizer.batch_decode(completed, skip_special_tokens=True)
         rewards = self._rewards(instruction, rows, texts, all_ids)
@@ -105,6 +109,7 @@ class Rollouts:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with torch.no_grad():
             completed = self._complete(model, ids, config)
+        self.generated += 1
         return str(tokenizer.decode(completed[0], skip_special_tokens=True))
 
     @contextmanager
