@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from riprap.cli._app import app
 from riprap.commands.fastslow import FastSlowConfig, load_reward, run_fast_slow
+from riprap.commands.fastslow._run import _prepare
 from riprap.errors import ConfigError
-from riprap.record import FILE_NAME, Reader
+from riprap.record import FILE_NAME, Reader, instructions_of
 from tiny import make_llama, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -63,12 +67,17 @@ def save_model(folder: Path, template: str = "") -> None:
 
 def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     save_model(tmp_path)
-    result = CliRunner().invoke(app, ["fastslow", str(write_config(tmp_path)), "--json"])
+    result = CliRunner().invoke(
+        app, ["fastslow", str(write_config(tmp_path)), "--json"], env={"FORCE_COLOR": "1"}
+    )
     assert result.exit_code in (0, 2), result.output
+    assert "loading the model" in result.stderr  # as in a terminal
+    assert "cycle 1: " in result.stderr and "of about 24 rollouts" in result.stderr
     outcome = json.loads(result.stdout)
     assert outcome["steps"] == 2
     assert outcome["rollouts"] > 2 * 4
-    assert (Path(outcome["model"]) / "adapter_model.safetensors").is_file()
+    adapter = load_file(Path(outcome["model"]) / "adapter_model.safetensors")
+    assert any(own.any() for name, own in adapter.items() if "lora_B" in name)  # 0 at the start
     saved = json.loads((tmp_path / "run" / "population.json").read_text())
     assert saved["population"]["texts"] == outcome["population"]
     with Reader(tmp_path / "run") as reader:
@@ -79,17 +88,96 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert again.exit_code == 1  # there is a record already
 
 
-def test_arguments_of_the_chat_template_reach_it(tmp_path: Path) -> None:
+def test_template_arguments_and_a_reward_of_ones_own_reach_the_training(tmp_path: Path) -> None:
     # Probes of behaviors are made without these arguments.
     save_model(
         tmp_path,
         "{% if not word and 'what is' in messages[-1]['content'] %}"
         "{{ raise_exception('no word') }}{% endif %}",
     )
-    path = str(tmp_path / "problems.jsonl")
-    file = write_config(tmp_path, data={"path": path, "chat_template_kwargs": {"word": "yes"}})
+    mine, seen = tmp_path / "mine.py", tmp_path / "seen.txt"
+    mine.write_text(
+        "def score(completions, instruction, **_):\n"
+        f"    open({str(seen)!r}, 'a').write('\\n'.join(instruction) + '\\n')\n"
+        "    return [float(len(turns[0]['content'])) for turns in completions]\n"
+    )
+    file = write_config(
+        tmp_path,
+        data={"path": str(tmp_path / "problems.jsonl"), "chat_template_kwargs": {"word": "yes"}},
+        reward=f"{mine}:score",
+        fastslow={"population": ["be brief", "be kind"], "every": None},
+    )
     result = CliRunner().invoke(app, ["fastslow", str(file), "--json"])
     assert result.exit_code in (0, 2), result.output
+    assert seen.read_text().splitlines() == ["be brief", "be kind"] * 4  # two steps, no cycles
+    assert json.loads(result.stdout)["population"] == ["be brief", "be kind"]
+    with Reader(tmp_path / "run") as reader:
+        assert (
+            reader.meta()["notes"]["reward"] == hashlib.sha256(mine.read_bytes()).hexdigest()[:12]
+        )
+
+
+class Plug(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+SAVING = {
+    "learning_rate": 1e-2,
+    "max_steps": 4,
+    "save_steps": 2,
+    "per_device_train_batch_size": 4,
+    "num_generations": 4,
+    "max_completion_length": 4,
+}
+
+
+def end_of(folder: Path) -> dict[str, Any]:
+    """What is left of a run: its weights, its population, and the record of its cycles."""
+    (weights,) = (folder / "run" / "model").glob("*model*.safetensors")
+    with Reader(folder / "run") as reader:
+        margins = reader.margins("bomb")
+        cycles = instructions_of(reader.events())
+    assert cycles is not None and list(cycles.steps.values()) == [0, 2]
+    return {
+        "weights": {name: own.numpy().tobytes() for name, own in load_file(weights).items()},
+        "population": json.loads((folder / "run" / "population.json").read_text()),
+        "cycles": cycles,
+        "margins": margins,
+    }
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
+    changes = {"training": SAVING, "fastslow": POPULATION | {"every": 2}, "probe_every": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    files = {}
+    for folder in (whole, cut):
+        folder.mkdir()
+        save_model(folder)
+        files[folder] = write_config(folder, **changes)
+    assert run_fast_slow(FastSlowConfig.load(files[whole]), quiet=True)["steps"] == 4
+    run = _prepare(FastSlowConfig.load(files[cut]), False, lambda *stage: None)
+    run.trainer.add_callback(Plug())
+    with pytest.raises(KeyboardInterrupt):
+        run.trainer.train()
+    run.monitor.record.close()
+    started = CliRunner().invoke(app, ["fastslow", str(files[cut])])
+    assert "`riprap fastslow CONFIG --resume` continues from its checkpoint of step 2" in (
+        " ".join(started.stderr.split())
+    )
+    result = CliRunner().invoke(app, ["fastslow", str(files[cut]), "--resume", "--json"])
+    assert result.exit_code in (0, 2), result.output
+    assert json.loads(result.stdout)["steps"] == 4
+    ends = end_of(cut), end_of(whole)
+    margins, expected = (own.pop("margins") for own in ends)
+    assert ends[0] == ends[1]
+    assert list(margins) == list(expected) == [0, 1, 2, 3, 4]
+    for step, own in expected.items():  # what a processor rounds depends on the memory
+        assert margins[step] == pytest.approx(own, abs=1e-5)
+    write_config(cut, **changes | {"reward": "exact"})
+    other = CliRunner().invoke(app, ["fastslow", str(files[cut]), "--resume"])
+    assert other.exit_code == 1 and "reward" in other.stderr
 
 
 ASK = {"role": "user", "content": "what is one"}

@@ -55,6 +55,23 @@ def test_a_terminal_shows_table_loss_and_summary(learned: nn.Module, memory: Beh
     assert "has not ended" not in text and monitor.summary().splitlines()[0][:40] in text
 
 
+def test_what_a_training_does_between_two_steps_is_shown_until_the_next(
+    learned: nn.Module, memory: Behavior
+) -> None:
+    out = console(terminal=True)
+    table = Terminal(out)
+    monitor = Monitor([memory], trackers=[table])
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
+    with monitor.watch(learned, optimizer, steps=3):
+        table.note("cycle 1: 5 of about 9 rollouts")
+        assert "cycle 1: 5 of about 9 rollouts" in written(out)
+        for batch in task(3):
+            train(learned, optimizer, [batch])
+        monitor.log_training(loss=0.5)
+    last = written(out).rsplit("forecast break", 1)[1]
+    assert "loss 0.500" in last and "cycle" not in last
+
+
 @pytest.mark.parametrize("steps", [300, None])
 def test_elsewhere_a_run_is_a_few_lines_and_the_news(
     steps: int | None, learned: nn.Module, memory: Behavior

@@ -69,12 +69,14 @@ def watch(
 @app.command()
 @command
 def fastslow(
-    config: Path = typer.Argument(..., help="Configuration as YAML."), as_json: bool = AS_JSON
+    config: Path = typer.Argument(..., help="Configuration as YAML."),
+    resume: bool = typer.Option(False, "--resume", help="Resume from the newest checkpoint."),
+    as_json: bool = AS_JSON,
 ) -> int:
     """Train by GRPO while instructions evolve, as CONFIG says. Exit code 2 if a behavior broke."""
     from riprap.commands.fastslow import FastSlowConfig, run_fast_slow
 
-    outcome = run_fast_slow(FastSlowConfig.load(config), quiet=as_json)
+    outcome = run_fast_slow(FastSlowConfig.load(config, resume), quiet=as_json, resume=resume)
     code = _finish_watch(outcome, as_json)
     if not as_json:
         for text in outcome["population"]:

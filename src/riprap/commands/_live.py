@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 from riprap._extras import EXTRAS, is_installed
 from riprap.conclusion import conclude
 from riprap.integrations.terminal import Terminal
 from riprap.monitor import Monitor
+
+Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
+
+
+@contextmanager
+def show_stages(console: Console) -> Iterator[Stage]:
+    """Show the stages of what comes before a training, each as a bar."""
+    columns = Progress.get_default_columns()[:2]
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("")
+        yield lambda stage, done, total: bars.update(
+            bar, description=stage, completed=done, total=total or None
+        )
 
 
 class CommandTable(Terminal):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from riprap._config import StrictModel, read_yaml
-from riprap.commands._data import DataConfig
-from riprap.commands.watch import LoraConfig, PassedOn, init_fields
-from riprap.integrations.config import MonitorConfig
+from riprap._config import StrictModel
+from riprap.commands.watch import LoraConfig, PassedOn, TrainedConfig, init_fields
 
 _OWN = {  # keys of GRPOConfig that Riprap sets -> what to do instead
     "output_dir": "`run_dir` is the folder of the run",
     "model_init_kwargs": "set `model`",
     "disable_tqdm": "the progress is in the live table",
     "hub_token": "it would stand in the record of the run; log in with `hf auth login`",
-    "resume_from_checkpoint": "resume in Python; see docs/fastslow.md",
+    "resume_from_checkpoint": "use `riprap fastslow CONFIG --resume`",
     "use_vllm": "fast–slow training generates with transformers",
     "use_transformers_continuous_batching": "fast–slow training generates with transformers",
     "pad_to_multiple_of": "fast–slow training pads prompts to the longest",
@@ -28,7 +25,10 @@ _OWN = {  # keys of GRPOConfig that Riprap sets -> what to do instead
 
 
 class GRPOTrainingConfig(PassedOn):
-    """Arguments of TRL's GRPOConfig; those without a default here have TRL's."""
+    """Arguments of TRL's GRPOConfig; those without a default here have TRL's.
+
+    A killed run can be resumed from checkpoints, one every `save_steps`; None: no checkpoints.
+    """
 
     place: ClassVar[str] = "training"
 
@@ -39,6 +39,8 @@ class GRPOTrainingConfig(PassedOn):
     max_completion_length: int = Field(default=128, ge=1)
     loss_type: str = "cispo"
     epsilon_high: float = 5.0
+    lr_scheduler_type: str = "constant"
+    save_steps: int | None = Field(default=None, ge=1)
     seed: int = 0
     bf16: bool = False
 
@@ -74,25 +76,17 @@ class PopulationConfig(StrictModel):
     seed: int = 0
 
 
-class FastSlowConfig(MonitorConfig):
+class FastSlowConfig(TrainedConfig):
     """Configuration of a monitored run of fast–slow training; see also `MonitorConfig`.
 
+    The response of a row of the data is the answer to a problem.
+
     Attributes:
-        model: local folder, Hugging Face id, or `smollm2`.
-        data: problems; the response of a row is its answer.
         reward: `exact`, `contains` or `number`, or a function of yours as `file.py:function`.
         lora: adapter; None: all parameters are trained.
     """
 
-    model: str
-    data: DataConfig
     reward: str = "exact"
     training: GRPOTrainingConfig
     fastslow: PopulationConfig = PopulationConfig()
     lora: LoraConfig | None = LoraConfig()
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read and check a file; `{time}` in `run_dir` becomes the present time."""
-        config = cls.parse(read_yaml(path), str(path))
-        return config.model_copy(update={"run_dir": config.expanded_run_dir(str(path))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import sys
@@ -47,6 +48,14 @@ def load_reward(name: str) -> Reward:
     if not callable(found):
         raise ConfigError(f"reward {name!r}: {file} has no function {function!r}")
     return found  # type: ignore[no-any-return]
+
+
+def reward_file(name: str) -> dict[str, str]:
+    """Return the hash of the file of a reward, for the record; nothing for a reward by name."""
+    if name in _COMPARE:
+        return {}
+    text = Path(name.rpartition(":")[0]).expanduser().read_bytes()
+    return {"reward": hashlib.sha256(text).hexdigest()[:12]}
 
 
 def check_answer(name: str, answer: str, where: str) -> None:

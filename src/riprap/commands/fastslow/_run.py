@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,25 @@ from trl import GRPOConfig, GRPOTrainer
 
 from riprap._text import first_line
 from riprap.commands._data import Row, read_rows
-from riprap.commands._live import CommandTable, summarize_run
+from riprap.commands._live import CommandTable, Stage, show_stages, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.fastslow._config import FastSlowConfig
-from riprap.commands.fastslow._reward import Reward, check_answer, load_reward
-from riprap.commands.watch import MODEL_FOLDER, TRAINER_FOLDER, lora_config, on_cpu
+from riprap.commands.fastslow._reward import Reward, check_answer, load_reward, reward_file
+from riprap.commands.watch import (
+    MAX_CHECKPOINTS,
+    MODEL_FOLDER,
+    TRAINER_FOLDER,
+    find_checkpoint,
+    lora_config,
+    on_cpu,
+    require_empty_run_dir,
+)
 from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
 from riprap.fastslow import EditGrammar, FastSlow, LanguageModel, Proposer, check_arguments
 from riprap.integrations.config import build_behaviors, build_monitor, check_monitor_config
 from riprap.integrations.hf import MonitorCallback
-from riprap.record import require_vacant
+from riprap.monitor import Monitor
 
 POPULATION_FILE = "population.json"  # inside the folder of the run
 _KEYS = {"role", "content"}  # of a turn
@@ -37,21 +46,60 @@ class _MonitorCallback(MonitorCallback):
         pass
 
 
-def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]:
+def run_fast_slow(
+    config: FastSlowConfig, quiet: bool = False, resume: bool = False
+) -> dict[str, Any]:
     """Run a configuration under a live table; save model and population, and return a summary.
 
     Args:
         quiet: draw the table on standard error.
+        resume: continue the run in `config.run_dir` from its newest checkpoint.
     """
-    require_vacant(config.run_dir)
+    console = Console(file=sys.stderr) if quiet else Console()
+    with show_stages(console) as stage:
+        run = _prepare(config, resume, stage)
+    console.print(*run.notes, sep="\n", markup=False, highlight=False)
+    table = CommandTable(quiet)
+    run.monitor.add_tracker(table)
+    run.fast.progress = lambda done, budget: table.note(
+        f"cycle {len(run.fast.cycles) + 1}: {done} of about {budget} rollouts"
+    )
+    run.trainer.train(None if run.checkpoint is None else str(run.checkpoint))
+    folder = Path(config.run_dir) / MODEL_FOLDER
+    run.trainer.save_model(str(folder))
+    fast, file = run.fast, Path(config.run_dir) / POPULATION_FILE
+    file.write_text(json.dumps(fast.state_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+    found = {"model": str(folder), "population": fast.population, "rollouts": fast.rollouts}
+    return summarize_run(run.monitor, config.run_dir) | found
+
+
+@dataclass
+class _Run:
+    """A configured run that is ready to train; without a checkpoint it trains from the start."""
+
+    trainer: GRPOTrainer
+    fast: FastSlow
+    monitor: Monitor
+    checkpoint: Path | None
+    notes: list[str]
+
+
+def _prepare(config: FastSlowConfig, resume: bool, progress: Stage) -> _Run:
+    """Build trainer, population and monitor; the record begins when nothing more is refused."""
+    if not resume:
+        require_empty_run_dir(config.run_dir, "fastslow")
     policy, reward, proposer, arguments = check_config(config)
+    progress("reading rows", 0, 0)
     rows, summary = read_rows(config.data)
     problems = [_problem(row) for row in rows]
     for row, problem in zip(rows, problems, strict=True):
         check_answer(config.reward, problem["answer"], f"row {row.number}")
+    checkpoint = find_checkpoint(config, summary.digest) if resume else None
+    progress("loading the model", 0, 0)
     model, tokenizer = load_model(config.model)
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError("the model's tokenizer has no chat template: give an instruct model")
+    progress("evaluating probes", 0, 0)
     behaviors = build_behaviors(config, model, tokenizer)
     try:
         trainer = GRPOTrainer(
@@ -67,22 +115,13 @@ def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]
         raise ConfigError(f"TRL refuses this training: {first}") from error
     trainer.remove_callback(PrinterCallback)
     fast = FastSlow(trainer, config.fastslow.population, proposer=proposer, **_options(config))
-    # The record begins where nothing is refused any more.
     metadata = {"task": config.title, "config": config.model_dump(mode="json")}
-    metadata |= {"rows": summary.digest, "data": summary.lines()}
-    monitor, guard, _ = build_monitor(config, behaviors, policy, config.run_dir, metadata)
-    trainer.add_callback(_MonitorCallback(monitor, guard))
-    fast.monitor = monitor
-    console = Console(file=sys.stderr) if quiet else Console()
-    console.print(*summary.lines(), sep="\n", markup=False, highlight=False)
-    monitor.add_tracker(CommandTable(quiet))
-    trainer.train()
-    folder = Path(config.run_dir) / MODEL_FOLDER
-    trainer.save_model(str(folder))
-    file = Path(config.run_dir) / POPULATION_FILE
-    file.write_text(json.dumps(fast.state_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
-    found = {"model": str(folder), "population": fast.population, "rollouts": fast.rollouts}
-    return summarize_run(monitor, config.run_dir) | found
+    metadata |= {"rows": summary.digest, "data": summary.lines()} | reward_file(config.reward)
+    fast.monitor, guard, _ = build_monitor(
+        config, behaviors, policy, config.run_dir, metadata, resume
+    )
+    trainer.add_callback(_MonitorCallback(fast.monitor, guard, checkpoint=checkpoint))
+    return _Run(trainer, fast, fast.monitor, checkpoint, summary.lines())
 
 
 def check_config(
@@ -135,16 +174,17 @@ def _grpo_config(config: FastSlowConfig) -> GRPOConfig:
     training = config.training
     own = {name: getattr(training, name) for name in type(training).model_fields}
     passed = training.passed_on()
+    arguments = {name: value for name, value in own.items() if value is not None}
     defaults: dict[str, Any] = {
         "report_to": "none",
         "use_cpu": on_cpu(),
-        "lr_scheduler_type": "constant",
+        "save_strategy": "no" if training.save_steps is None else "steps",
+        "save_total_limit": MAX_CHECKPOINTS,
         "chat_template_kwargs": config.data.chat_template_kwargs,
     }
-    defaults["save_strategy"] = "steps" if "save_steps" in passed else "no"
     folder = str(Path(config.run_dir) / TRAINER_FOLDER)
     try:
-        return GRPOConfig(**defaults | own | passed, output_dir=folder, disable_tqdm=True)
+        return GRPOConfig(**defaults | arguments | passed, output_dir=folder, disable_tqdm=True)
     except (TypeError, ValueError, ImportError) as error:
         first = first_line(error, type(error).__name__)[:SHOWN]
         raise ConfigError(f"training: {first}") from error

@@ -15,10 +15,11 @@ require("hf", *EXTRAS["hf"])
 from riprap.commands._data import DataConfig, load_rows
 from riprap.commands._live import summarize_run
 from riprap.commands._models import load_model
-from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
+from riprap.commands.watch._config import LoraConfig, TrainedConfig, TrainingConfig, WatchConfig
 from riprap.commands.watch._cost_estimate import estimate_cost, make_step_fn, print_cost
-from riprap.commands.watch._resume import TRAINER_FOLDER
+from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
 from riprap.commands.watch._run import (
+    MAX_CHECKPOINTS,
     MODEL_FOLDER,
     TrainingRun,
     check_config,

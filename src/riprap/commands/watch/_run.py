@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from rich.console import Console
-from rich.progress import Progress
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -25,7 +24,7 @@ from riprap.commands._encoding import (
     print_data,
     require_rows_of_tokens,
 )
-from riprap.commands._live import CommandTable, summarize_run
+from riprap.commands._live import CommandTable, Stage, show_stages, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.watch._config import LoraConfig, WatchConfig
 from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
@@ -44,7 +43,6 @@ from riprap.integrations.hf import MonitorCallback, SelectionCallback
 from riprap.monitor import Monitor
 from riprap.selection import Selector
 
-Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
 MODEL_FOLDER = "model"  # inside the folder of the run: the trained adapter or model
 MAX_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is incomplete
 
@@ -145,7 +143,7 @@ def prepare(
         progress: called with the name of the stage, and how much of it is done.
     """
     if not resume:
-        require_empty_run_dir(config.run_dir)
+        require_empty_run_dir(config.run_dir, "watch")
     policy = check_config(config)
     progress("reading rows", 0, 0)
     rows, summary = read_rows(config.data)
@@ -254,15 +252,8 @@ def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) ->
         resume: continue the run in `config.run_dir` from its newest checkpoint.
     """
     console = Console(file=sys.stderr) if quiet else Console()
-    with Progress(*Progress.get_default_columns()[:2], console=console, transient=True) as bars:
-        bar = bars.add_task("")
-        run = prepare(
-            config,
-            resume,
-            lambda stage, done, total: bars.update(
-                bar, description=stage, completed=done, total=total or None
-            ),
-        )
+    with show_stages(console) as stage:
+        run = prepare(config, resume, stage)
     print_data(config.data.path, run.notes, run.shown, console)
     run.monitor.add_tracker(CommandTable(quiet))
     trainer = run.train()

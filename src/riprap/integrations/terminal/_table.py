@@ -78,7 +78,7 @@ class LiveTable:
 
     def note(self, text: str) -> None:
         """Show a short text beside the step, such as the training loss."""
-        self._note = text or self._note
+        self._note = text
 
     def __enter__(self) -> LiveTable:
         if not self._is_plain:

@@ -50,6 +50,7 @@ class Terminal(Tracker):
         self._is_new = False  # whether more than the number of steps has changed
         self._drawn_at = -math.inf
         self._latest: dict[str, float] = {}
+        self._busy = ""  # what the training does between two steps
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_given": None}  # a console is not copied
@@ -84,12 +85,16 @@ class Terminal(Tracker):
     def train(self, numbers: Mapping[str, float], step: int) -> None:
         """Show the loss beside the number of steps."""
         self._latest |= {name: numbers[name] for name in ("loss", "eval_loss") if name in numbers}
-        if self._table is not None:
-            texts = [f"{name} {format_number(value)}" for name, value in self._latest.items()]
-            self._table.note(", ".join(texts))
+
+    def note(self, text: str) -> None:
+        """Show what the training does until its next step, beside the number of steps."""
+        self._busy = text
+        if self._monitor is not None and time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
+            self._show(self._monitor.step)
 
     def step(self, step: int) -> None:
         """Draw the table again if there is news, or if a second has passed."""
+        self._busy = ""
         if self._is_new or time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
             self._show(step)
 
@@ -103,6 +108,8 @@ class Terminal(Tracker):
                 elif not self._is_open:
                     self._is_open = True
                     self._table.__enter__()
+                texts = [f"{name} {format_number(value)}" for name, value in self._latest.items()]
+                self._table.note(", ".join([*texts, self._busy] if self._busy else texts))
                 self._table.update(step, behavior_rows(self._monitor))
 
     def flush(self) -> None:
