@@ -13,7 +13,7 @@ import numpy as np
 from riprap._text import shorten
 from riprap.conclusion import Conclusion, conclude
 from riprap.errors import RecordError
-from riprap.record import Reader, Window, position
+from riprap.record import Instruction, Reader, Window, instructions_of, position
 
 STRETCHES = 250  # of steps, over the whole run; each has up to four points of a line
 LOW, HIGH = 0.10, 0.90  # quantiles of the margins at the edges of the band
@@ -21,6 +21,7 @@ LINES = ("score", "margin", "margin_low")
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high", "forecast_probability")
 INTERFERENCE = ("interference", "interference_layer")  # of the whole model, and of its layers
 TRAINING_LINES = ("loss", "learning_rate")
+MAX_INSTRUCTIONS = 50  # of a table
 MAX_ALERTS = 1000  # of one view; the page says how many there are
 
 
@@ -107,7 +108,46 @@ def conclusion_of(reader: Reader) -> dict[str, Any]:
         "finished": found.finished,
         "outcomes": outcomes,
         "withdrawn": withdrawn,
+        "instructions": _instructions(reader),
     }
+
+
+def _instructions(reader: Reader) -> dict[str, Any] | None:
+    """Return the instructions of fast–slow training as rows; None: there were no cycles."""
+    found = instructions_of(reader.events())
+    if found is None:
+        return None
+    others = [number for number in reversed(found.evaluated) if number not in found.population]
+    newest = found.rejected[: -MAX_INSTRUCTIONS - 1 : -1]
+    return {
+        "sentence": found.sentence,
+        "population": [_instruction(found.evaluated[number]) for number in found.population],
+        "dropped": [_instruction(found.evaluated[number]) for number in others[:MAX_INSTRUCTIONS]],
+        "rejected": [
+            {
+                "cycle": own.cycle,
+                "text": own.text,
+                "parent": own.parent,
+                "reward": _rounded_or_none(own.reward),
+                "before": _rounded_or_none(own.parent_reward),
+            }
+            for own in newest
+        ],
+    }
+
+
+def _instruction(own: Instruction) -> dict[str, Any]:
+    return {
+        "id": own.id,
+        "text": own.text,
+        "parent": own.parent,
+        "reward": _rounded_or_none(own.reward),
+        "cycles": len(own.rewards),
+    }
+
+
+def _rounded_or_none(value: float | None) -> float | None:
+    return None if value is None else _rounded(value)
 
 
 def _columns(values: Mapping[int, float]) -> dict[str, list[Any]]:

@@ -25,10 +25,9 @@ from riprap.fastslow._population import Cycle, Population
 from riprap.fastslow._proposers import Proposer
 from riprap.fastslow._rollouts import Combine, Rollouts, before_problem
 from riprap.monitor import Monitor
-from riprap.record import check_fields
+from riprap.record import FAST_CYCLE, check_fields
 
 KEY = "riprap.fastslow"  # of the state in the trainer's checkpoints
-EVENT = "fast_cycle"  # kind of the events in the record
 
 
 class FastSlow(metaclass=NamedCall):
@@ -183,7 +182,7 @@ class FastSlow(metaclass=NamedCall):
             facts = done.to_dict() | {"cycle": len(self.cycles), "select": self.select}
             facts |= {"training_rollouts": self.training_rollouts}
             facts |= {"cycle_rollouts": self.cycle_rollouts}
-            self.monitor.log_event(EVENT, **facts)
+            self.monitor.log_event(FAST_CYCLE, **facts)
             try:  # without a watch, nothing else would write it
                 self.monitor.record.flush()
             except RecordError as error:

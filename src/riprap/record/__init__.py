@@ -11,6 +11,7 @@ death of the writer.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
 - `detector_name`: name of a detector as it is today, of one that was recorded.
 - `numbers_from_facts`: numbers of an event, those that are not finite as well.
+- `instructions_of`: instructions of fast–slow training, as `Instructions`.
 - `results_of_run`, `load_result`: results of other commands in a run's folder, such as `DIAGNOSIS`;
   `folders_of_run`: where they lie; `evals_of_run`: results of evals, also beside checkpoints;
   `run_of_model`, `origin_of_model`: the run in whose folder a model lies, and where it lies there;
@@ -21,6 +22,13 @@ death of the writer.
 """
 
 from riprap.record._increments import Window, margins_at, position
+from riprap.record._instructions import (
+    FAST_CYCLE,
+    Instruction,
+    Instructions,
+    RejectedInstruction,
+    instructions_of,
+)
 from riprap.record._layout import FILE_NAME, LOGS, locate_record, records_below
 from riprap.record._reader import (
     ANSWERS,
@@ -74,6 +82,7 @@ __all__ = [
     "DEFAULT_FLOOR",
     "DIAGNOSIS",
     "EVALS",
+    "FAST_CYCLE",
     "FILE_NAME",
     "GUARD",
     "LOGS",
@@ -81,7 +90,10 @@ __all__ = [
     "PREFLIGHT",
     "STOP",
     "TRAINING",
+    "Instruction",
+    "Instructions",
     "Reader",
+    "RejectedInstruction",
     "Series",
     "Window",
     "Writer",
@@ -96,6 +108,7 @@ __all__ = [
     "folders_of_run",
     "forecast_from_json",
     "forecast_to_json",
+    "instructions_of",
     "load_result",
     "load_state",
     "locate_record",

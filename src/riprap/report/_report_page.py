@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from riprap.conclusion import Blame, State, averted
 from riprap.errors import ConfigError
 from riprap.evals import EvalCell
 from riprap.guards import describe_actions
-from riprap.record import Writer
+from riprap.record import Instructions, Writer
 from riprap.report import _charts as charts
+from riprap.report import _instructions as instructions
 from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
 from riprap.report import _summary as summary
@@ -74,6 +76,7 @@ def _context(run: Run) -> dict[str, Any]:
         drawn = [figure(charts.add_step_range(panel.chart, run)) for panel in panels]
     else:
         strip, panels, drawn = None, [], []
+    found = run.instructions
     shown_panels = list(zip(panels, drawn, strict=True))
     return {
         "run": run,
@@ -91,6 +94,7 @@ def _context(run: Run) -> dict[str, Any]:
             for place, alert in sorted(enumerate(run.alerts), key=lambda pair: pair[1].step)
         ],
         "evals": [(own, [_eval_row(cell) for cell in own.cells]) for own in run.evals.tables],
+        "instructions": None if found is None else _instructions(run, found, figure),
         "actions": describe_actions(run.actions),
         "training": [own for own in shown_panels if own[0].signal in OF_TRAINING],
         "signals": [own for own in shown_panels if own[0].signal not in OF_TRAINING],
@@ -163,6 +167,16 @@ def _rows(blame: Blame) -> list[dict[str, str]]:
     ]
     filled = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
     return [{name: row[name] for name in filled} for row in rows]
+
+
+def _instructions(run: Run, found: Instructions, figure: Callable[[Any], int]) -> dict[str, Any]:
+    return {
+        "sentence": found.sentence,
+        "figure": figure(charts.add_step_range(instructions.reward_figure(found), run)),
+        "population": instructions.population_table(found),
+        "dropped": instructions.dropped_table(found),
+        "rejected": instructions.rejected_table(found),
+    }
 
 
 def _eval_row(cell: EvalCell) -> dict[str, str]:

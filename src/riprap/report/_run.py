@@ -17,9 +17,11 @@ from riprap.record import (
     DEFAULT_FLOOR,
     FILE_NAME,
     TRAINING,
+    Instructions,
     Reader,
     Series,
     Writer,
+    instructions_of,
     numbers_from_facts,
 )
 from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, OwnDetector, Reading
@@ -51,6 +53,7 @@ class Run:
         withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         cost: what the monitor cost, as its last event of this kind says; empty if there is none.
         evals: of the run's base and checkpoints.
+        instructions: of fast–slow training; None: there were no cycles.
         blames: behavior that broke, or about which a warning was raised → rows that did most of it.
     """
 
@@ -69,6 +72,7 @@ class Run:
     cost: dict[str, Any] = field(default_factory=dict)
     blames: dict[str, Blame] = field(default_factory=dict)
     evals: RunEvals = field(default_factory=RunEvals)
+    instructions: Instructions | None = None
 
     @property
     def title(self) -> str:
@@ -210,6 +214,7 @@ def load_run(source: str | Path | Writer) -> Run:
         withdrawn=withdrawn,
         blames=blames | dict(conclusion.blames),
         evals=evals,
+        instructions=instructions_of(events),
         cost=next((event["facts"] for event in reversed(events) if event["kind"] == COST), {}),
     )
 

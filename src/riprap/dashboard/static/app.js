@@ -5,6 +5,7 @@ import { forecastEnd, marginRange } from "./chart.js";
 import { fetchJson } from "./detail.js";
 import { count, element, put, putMarked } from "./dom.js";
 import { evalTables } from "./evals.js";
+import { instructionTables } from "./instructions.js";
 import { createLane } from "./lane.js";
 import { shownRange, startZoom } from "./zoom.js";
 
@@ -122,14 +123,14 @@ function runNode(run) {
     state: element("span", { class: "badge" }), line: element("p", { class: "first", "aria-live": "polite" }),
     title: element("p", { class: "quiet" }), weights: element("p", {}), numbers: element("dl", { class: "numbers" }),
     advice: element("p", { class: "advice" }), limits: element("p", {}),
-    error: element("p", { class: "error", role: "alert" }), pages: element("p", { class: "pages" }), evals: element("details", { class: "evals" }), lanes: element("div", { class: "lanes" }),
+    error: element("p", { class: "error", role: "alert" }), pages: element("p", { class: "pages" }), evals: element("details", { class: "evals" }), instructions: element("details", { class: "evals instructions" }), lanes: element("div", { class: "lanes" }),
   };
   run.parts = parts;
   parts.limited = element("details", {}, element("summary", {}, "What this does not tell"), parts.limits);
   const heading = element("h2", { id: `run-${run.key}` }, run.name);
   return element("article", { "aria-labelledby": heading.id },
     element("div", { class: "bar" }, heading, parts.state), parts.title, parts.error, parts.line,
-    parts.weights, parts.numbers, parts.advice, parts.limited, parts.pages, parts.evals, parts.lanes);
+    parts.weights, parts.numbers, parts.advice, parts.limited, parts.pages, parts.evals, parts.instructions, parts.lanes);
 }
 
 function plan() {
@@ -194,6 +195,12 @@ function drawRun(run, range, ranges) {
     run.shownEvals = evals;
     parts.evals.replaceChildren(...evalTables(data.evals));
     parts.evals.hidden = !parts.evals.childElementCount;
+  }
+  const instructions = JSON.stringify(data.conclusion.instructions);
+  if (run.shownInstructions !== instructions) {
+    run.shownInstructions = instructions;
+    parts.instructions.replaceChildren(...instructionTables(data.conclusion.instructions));
+    parts.instructions.hidden = !parts.instructions.childElementCount;
   }
   const names = JSON.stringify(data.behaviors);
   if (run.shownBehaviors !== names) {

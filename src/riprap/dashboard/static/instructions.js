@@ -1,0 +1,37 @@
+// Instructions of fast–slow training: those in use, those that were, and those that were rejected.
+
+import { count, element, number } from "./dom.js";
+
+const EVALUATED = { id: "instruction", text: "text", parent: "made from", reward: "mean reward", cycles: "cycles that evaluated it" };
+const REJECTED = { cycle: "cycle", text: "text", parent: "made from", reward: "reward on the minibatch", before: "reward of that one" };
+
+export function instructionTables(found) {
+  if (!found) return [];
+  const { sentence, population, dropped, rejected } = found;
+  const parts = [
+    ["In use, the best first", EVALUATED, population],
+    ["Evaluated, and not in use", EVALUATED, dropped],
+    ["Rejected after a minibatch", REJECTED, rejected],
+  ];
+  return [
+    element("summary", {}, `Instructions: ${count(population.length)} in use`),
+    element("p", {}, sentence),
+    ...parts.filter(([, , rows]) => rows.length).flatMap(([name, columns, rows]) => [
+      element("h3", {}, name), table(columns, rows),
+    ]),
+  ];
+}
+
+function table(columns, rows) {
+  const head = element("tr", {}, ...Object.values(columns).map((name) => element("th", { scope: "col" }, name)));
+  const lines = rows.map((row) => element("tr", {},
+    ...Object.entries(columns).map(([key, name]) => element("td", { "data-label": name }, shown(key, row[key])))));
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, ...lines));
+}
+
+function shown(key, value) {
+  if (key === "text") return value || "(none: the problem as it is)";
+  if (key === "parent" && value === null) return "given";
+  if (key === "reward" || key === "before") return value === null ? "not scored" : number(value);
+  return String(value);
+}

@@ -1,0 +1,150 @@
+"""Instructions of fast–slow training: read from the record, shown in report and live page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from report.synthetic import Scene
+from report.test_page import EVIL, Page
+from riprap.dashboard._snapshot import conclusion_of
+from riprap.record import Reader, Writer, instructions_of
+from riprap.report import write_report
+
+
+def candidate(number: int, text: str, parent: int | None, *scores: Any, kept: bool) -> Any:
+    facts = {"id": number, "text": text, "parent": parent, "scores": list(scores)}
+    return facts | {"on_front": kept, "kept": kept}
+
+
+def rejected(text: str, parent: int, scores: list[Any], before: list[Any]) -> Any:
+    facts = {"text": text, "parent": parent, "problems": [3, 5]}
+    return facts | {"scores": scores, "parent_scores": before}
+
+
+def add_cycles(writer: Writer, text: str = "Use meters.") -> None:
+    """Two cycles: the instruction that was given is dropped in the second one."""
+    own = {"problems": [3, 5], "rollouts": 9, "proposals": 2, "failures": 0, "error": ""}
+    first = own | {
+        "candidates": [
+            candidate(1, text, 0, 1.0, 0.5, kept=True),
+            candidate(0, "", None, 0.25, 0.25, kept=True),
+        ],
+        "rejected": [rejected("Be brief.", 0, [0.0, None], [0.25, 0.25])],
+    }
+    second = own | {
+        "candidates": [
+            candidate(2, "Add.", 1, 1.0, None, kept=True),
+            candidate(1, text, 0, 0.5, 0.5, kept=True),
+            candidate(0, "", None, 0.0, 0.0, kept=False),
+        ],
+        "rejected": [rejected("Wait.", 1, [None, None], [0.5, 0.5])],
+        "failures": 3,
+    }
+    for step, facts, spent in ((0, first, 0), (6, second, 48)):
+        count = {"training_rollouts": spent, "cycle_rollouts": 9 * (1 + step // 6)}
+        writer.add_event(step, "fast_cycle", **facts, **count, cycle=1 + step // 6)
+    writer.flush()
+
+
+def test_cycles_are_read_as_instructions(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run")
+    add_cycles(writer)
+    writer.close()
+    with Reader(tmp_path / "run") as reader:
+        found = instructions_of(reader.events())
+        assert instructions_of(reader.events()[:0]) is None
+    assert found is not None
+    assert found.steps == {1: 0, 2: 6} and found.population == [2, 1]
+    rewards = {number: own.rewards for number, own in found.evaluated.items()}
+    assert rewards == {0: {1: 0.25, 2: 0.0}, 1: {1: 0.75, 2: 0.5}, 2: {2: 1.0}}
+    assert {number: own.kept for number, own in found.evaluated.items()} == {
+        0: [1],
+        1: [1, 2],
+        2: [2],
+    }
+    assert [(own.cycle, own.reward, own.parent_reward) for own in found.rejected] == [
+        (1, 0.0, 0.25),
+        (2, None, None),
+    ]
+    assert found.sentence == (
+        "2 cycles with 18 rollouts, beside 48 rollouts of the training before the last cycle. Of "
+        "the new instructions, 2 were evaluated on all problems of a cycle, 2 did not beat the one "
+        "that they were made from. 3 calls of the proposer failed."
+    )
+
+
+def test_a_resumed_run_takes_cycles_again(tmp_path: Path) -> None:
+    """The checkpoint of step 6 was saved before the cycle of step 6."""
+    writer = Writer(tmp_path / "run")
+    add_cycles(writer, "Use meters.\nAdd.")
+    writer.add_event(6, "resumed")
+    writer.flush()
+    with Reader(tmp_path / "run") as reader:
+        found = instructions_of(reader.events())
+    assert found is not None and found.steps == {1: 0} and found.population == [1, 0]
+    assert found.evaluated[1].text == "Use meters.\nAdd."
+    writer.add_event(6, "resumed")
+    add_cycles(writer)
+    with Reader(tmp_path / "run") as reader:
+        again = instructions_of(reader.events())
+    assert again is not None and list(again.steps.values()) == [0, 0, 6]
+
+
+def test_the_report_shows_population_rewards_lineage_and_rejected(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"], 12)
+    scene.fading("refusal")
+    add_cycles(scene.writer, EVIL)
+    html = write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(html)
+    text = page.text[page.text.index("Instructions ") :]
+    assert "2 cycles with 18 rollouts" in text
+    shown = text.index("Add. 1 1.00 2 2"), text.index(f"{EVIL} 0 0.500 1–2 1–2")
+    assert shown[0] < shown[1] < text.index("(none: the problem as it is) given 0 1–2 1")
+    assert "1 Be brief. 0 0 0.250" in text
+    assert "2 Wait. 1 not scored not scored" in text
+    assert EVIL not in html
+    figures = json.loads(next(own for own in page.scripts if own.startswith("[{")))
+    [figure] = [own for own in figures if "mean reward" in json.dumps(own)]
+    [values] = figure["datasets"].values()
+    drawn = {(row["cycle"], row["id"]): (row["reward"], row["state"]) for row in json.loads(values)}
+    assert drawn == {
+        (1, 0): (0.25, "kept"),
+        (1, 1): (0.75, "kept"),
+        (2, 0): (0.0, "not kept"),
+        (2, 1): (0.5, "kept"),
+        (2, 2): (1.0, "kept"),
+    }
+
+
+def test_a_run_of_cycles_alone_has_a_report(tmp_path: Path) -> None:
+    """Instructions evolved without a training, and nothing was measured."""
+    scene = Scene(tmp_path / "run", ["refusal"])
+    add_cycles(scene.writer)
+    page = Page(write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "Nothing has been measured" in page.text and "Use meters. 0 0.500" in page.text
+
+
+def test_a_run_without_cycles_has_no_instructions(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"], 12)
+    scene.fading("refusal")
+    scene.writer.flush()
+    html = write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Instructions" not in Page(html).text
+    with Reader(tmp_path / "run") as reader:
+        assert conclusion_of(reader)["instructions"] is None
+
+
+def test_the_live_page_gets_the_same(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"], 12)
+    scene.fading("refusal")
+    add_cycles(scene.writer)
+    with Reader(tmp_path / "run") as reader:
+        found = conclusion_of(reader)["instructions"]
+    assert [own["text"] for own in found["population"]] == ["Add.", "Use meters."]
+    assert [(own["id"], own["reward"]) for own in found["dropped"]] == [(0, 0.0)]
+    assert [(own["text"], own["reward"]) for own in found["rejected"]] == [
+        ("Wait.", None),
+        ("Be brief.", 0.0),
+    ]
