@@ -27,7 +27,7 @@ from invariants.test_no_trace import same
 from riprap import Behavior, Monitor
 from riprap.fastslow import Candidate, EditGrammar, FastSlow, Request
 from riprap.integrations.hf import MonitorCallback
-from riprap.record import Reader
+from riprap.record import Reader, instructions_of
 from tiny import PROMPTS, make_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -449,6 +449,9 @@ def test_a_monitor_changes_nothing_and_records_the_cycles(loss_type: str, tmp_pa
     monitor.record.close()
     with Reader(tmp_path / "run") as reader:
         events = [event for event in reader.events() if event["kind"] == "fast_cycle"]
+        shown = instructions_of(events)
+    assert shown is not None and shown.steps == {1: 0, 2: 2}
+    assert [shown.evaluated[own].text for own in shown.population] == fast.population
     assert [event["step"] for event in events] == [0, 2]
     for event, cycle in zip(events, fast.cycles, strict=True):
         facts = event["facts"]
@@ -565,7 +568,8 @@ def test_a_completion_that_no_reward_scores_has_none(tmp_path: Path) -> None:
             assert [own is None for own in candidate.scores] == red
     kept = [c for c in fast.cycles[-1].candidates if c.kept]
     assert kept[0].score >= 1.0 - 9
-    assert plain(fast.state_dict())["cycles"] == [cycle.to_dict() for cycle in fast.cycles]
+    saved = [cycle.to_dict() | {"rejected": []} for cycle in fast.cycles]
+    assert plain(fast.state_dict())["cycles"] == saved
 
 
 def test_where_nothing_is_scored_the_population_stays(tmp_path: Path) -> None:

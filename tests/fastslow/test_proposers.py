@@ -59,6 +59,9 @@ def test_a_language_model_sees_the_instruction_and_its_examples() -> None:
         "problem: user: bake {a}\nanswer: x\ncompletion: no\nreward: 0\n"
     ) in asked[0]
     assert LanguageModel(lambda text: "  plain answer \n")(request("x")) == "plain answer"
+    asked.clear()
+    LanguageModel(call, template="{prompt}, {examples}, {prompt}")(request("be {prompt}"))
+    assert asked[0].startswith("be {prompt}, ") and asked[0].endswith(", be {prompt}")
     quoting = "Not this:\n```\nold\n```\nbut this:\n```\nnew\n```"
     assert LanguageModel(lambda text: quoting)(request("old")) == "new"
     for answer in (" ", "```\n```", "```\nbe brief and"):
@@ -82,6 +85,16 @@ def test_the_model_in_training_writes_the_population(tmp_path: Path) -> None:
         assert cycle.failures < cycle.proposals  # an empty answer is a failure
     texts = {c.text for cycle in fast.cycles for c in cycle.candidates if c.parent is not None}
     assert texts and all(0 < len(text.split()) <= 6 for text in texts)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_question_longer_than_the_context_is_a_failure(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    long = LanguageModel(max_new_tokens=trainer.model.config.max_position_embeddings)
+    fast = FastSlow(trainer, ["one two"], proposer=long, every=2, problems=6, minibatch=2)
+    cycle = fast.cycle()
+    assert cycle.failures == cycle.proposals > 0 and cycle.rollouts == 6
+    assert "longer than the model's context of" in cycle.error
 
 
 def test_an_instruction_stands_before_the_problem() -> None:

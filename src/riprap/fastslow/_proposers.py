@@ -145,10 +145,9 @@ class LanguageModel(metaclass=CheckedCall):
     def __call__(self, request: Request) -> str:
         """Return the instruction that the language model writes."""
         examples = "\n\n".join(map(_describe, request.examples))
+        fill = {"prompt": request.prompt, "examples": examples}
         # Not str.format: the texts may have braces of their own.
-        head, _, tail = self.template.partition("{prompt}")
-        fill = [part.replace("{examples}", examples) for part in (head, tail)]
-        question = fill[0] + request.prompt + fill[1]
+        question = re.sub(r"\{(prompt|examples)\}", lambda place: fill[place[1]], self.template)
         if self.call is None:
             answer = request.generate(question, self.max_new_tokens)
         else:

@@ -62,15 +62,17 @@ class Rollouts:
         """
         trainer = self.trainer
         ids = self.tokenize(prompts)
-        checkpointing = trainer.args.gradient_checkpointing
-        again = trainer.args.gradient_checkpointing_kwargs
+        args = trainer.args
         with (
-            unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather_deepspeed3_params=args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as model,
             torch.no_grad(),
         ):
             completions = self._complete(model, ids, trainer.generation_config)
-        if checkpointing and again:  # it was switched off and on again with other arguments
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
         return ids, completions
 
     def score(
@@ -100,13 +102,24 @@ class Rollouts:
         ]
 
     def answer(self, text: str, max_new_tokens: int) -> str:
-        """Sample an answer to a text; call it inside of `isolated`."""
+        """Sample an answer to a text; call it inside of `isolated`.
+
+        Raises:
+            ConfigError: the text and its answer are longer than the model's context.
+        """
         tokenizer = self.trainer.processing_class
         has_template = bool(getattr(tokenizer, "chat_template", None))
         ids = self.tokenize([[{"role": "user", "content": text}] if has_template else text])
         config = copy.deepcopy(self.trainer.generation_config)
         config.max_new_tokens = max_new_tokens
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        if limit is not None and len(ids[0]) + max_new_tokens > limit:
+            raise ConfigError(
+                f"a question of {len(ids[0])} tokens and an answer of up to {max_new_tokens} are "
+                f"longer than the model's context of {limit}: give a smaller minibatch or "
+                "max_new_tokens"
+            )
         with torch.no_grad():
             completed = self._complete(model, ids, config)
         self.generated += 1
@@ -139,6 +152,8 @@ class Rollouts:
         return list(encoded["input_ids"])
 
     def _complete(self, model: Any, ids: list[list[int]], config: Any) -> list[list[int]]:
+        if not all(ids):
+            raise ConfigError("a problem has no tokens with its instruction: give it a text")
         batch = TokenBatch.pad(ids, config.pad_token_id)
         tokens = batch.input_ids.to(self.trainer.accelerator.device)
         mask = batch.attention_mask
