@@ -115,7 +115,7 @@ def _prepare(config: FastSlowConfig, resume: bool, progress: Stage) -> _Run:
         raise ConfigError(f"TRL refuses this training: {first}") from error
     trainer.remove_callback(PrinterCallback)
     fast = FastSlow(trainer, config.fastslow.population, proposer=proposer, **_options(config))
-    metadata = {"task": config.title, "config": config.model_dump(mode="json")}
+    metadata: dict[str, Any] = {"task": config.title, "config": config.model_dump(mode="json")}
     metadata |= {"rows": summary.digest, "data": summary.lines()} | reward_file(config.reward)
     fast.monitor, guard, _ = build_monitor(
         config, behaviors, policy, config.run_dir, metadata, resume
