@@ -52,7 +52,7 @@ def test_they_are_unpacked_once(tmp_path: Path) -> None:
 def test_the_command_makes_what_is_shipped(tmp_path: Path) -> None:
     """The first steps of each, again: the same margins, but for what another processor rounds.
 
-    The base is pretrained on this machine, so that its margins differ by up to 4 % between machines.
+    The base is pretrained on this machine, so its margins differ by up to 4 %.
     """
     assert list(SETUPS) == list(STORIES)
     for shipped in unpack_stories(tmp_path / "shipped"):
