@@ -37,8 +37,9 @@ class Stage:
     Attributes:
         instructions: in use at the end, the best first.
         updates, rollouts: of the task; rollouts of cycles included.
-        alerts: step, behavior and level of each alert of the monitor; `broken`: step at which a
-            behavior was first under its floor, by name.
+        alerts: step, behavior and level of each alert of the monitor, which watches the habit of
+            short answers too where the reward is the proxy; `broken`: step at which a behavior was
+            first under its floor, by name.
         lost: verdict of `diagnosis.recover` on each behavior that lost a tenth of its score.
         guarded: steps that the guard changed.
     """
@@ -115,7 +116,8 @@ class Learner:
         own, stage = self.setting, Stage(task)
         updates = own.long if self.arm.long and task == self.arm.tasks[0] else own.updates
         budget = updates * own.rollouts
-        monitor = Monitor(self.meter.behaviors, probe_every=own.probe_every, budget=None)
+        habits = [self.world.brevity()] if task == "proxy" else []
+        monitor = Monitor(self.meter.behaviors + habits, probe_every=own.probe_every, budget=None)
         guard = None
         if self.arm.guard:
             guard = AutoGuard(replay=SelfDistillationBuffer(self.world.pools()))

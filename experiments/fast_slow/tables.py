@@ -144,7 +144,8 @@ def _hacked(run: Run) -> dict[str, Any]:
         "true": f"{looks[0].true:.2f} → {looks[-1].true:.2f}",
         "hacked at": markdown.number(hacked),
         **{f"first {level}": markdown.number(step) for level, step in first.items()},
-        "first break": markdown.number(min(stage.broken.values(), default=None)),
+        "broken": ", ".join(f"{name} at {step}" for name, step in stage.broken.items())
+        or markdown.NOTHING,
         "old score": f"{analysis.old_score(looks[-1]):.2f}",
     }
 

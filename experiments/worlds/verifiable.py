@@ -200,6 +200,18 @@ class VerifiableWorld:
         rows = _old()[name][self.config.probes :]
         return [self.batch([("", [row])]) for row in rows]
 
+    def brevity(self) -> Behavior:
+        """Return the habit to end after one digit, on questions about `mix`.
+
+        A model that lists digits to please the proxy reward loses the habit.
+        """
+        asked = self.problems("proxy", held_out=True) + self.problems("proxy")
+        prompts = [f"{one.question} {one.number}" for one in asked[: self.config.probes]]
+        ends = [self.tokenizer.eos_token_id] * len(prompts)
+        found = Behavior.next_token("brevity", [self.ids(own) for own in prompts], ends)
+        found.texts, found.tokenizer = prompts, self.tokenizer
+        return found
+
     def diagnosed(self, name: str, learned: int) -> Behavior:
         """Return a behavior with many probes: inputs that `examples` does not have among its first.
 

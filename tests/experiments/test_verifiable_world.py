@@ -104,6 +104,15 @@ def test_both_tasks_share_their_meanings_and_no_format_of_text() -> None:
         assert (one.answer == second[question].answer) == (one.part == "weights")
 
 
+def test_the_habit_of_short_answers_ends_after_each_digit() -> None:
+    habit = WORLD.brevity()
+    assert len(habit) == WORLD.config.probes
+    asked = habit.token_rows()
+    assert asked is not None
+    assert [WORLD.tokenizer.decode(own).split()[-1].isdigit() for own in asked] == [True] * 24
+    assert set(habit.margins.targets.tolist()) == {WORLD.tokenizer.eos_token_id}
+
+
 def test_rewards_are_exact_and_the_proxy_can_be_hacked() -> None:
     said = ["seven", "7", "seven seven", "0 1 2 3 4 5 6 7", ""]
     assert reward(said, ["seven"] * 5) == [1, 0, 0, 0, 0]
