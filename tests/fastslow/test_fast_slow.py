@@ -332,6 +332,13 @@ def test_the_progress_of_a_cycle_is_shown(tmp_path: Path, capfd: Any) -> None:
     assert len(done) > 3 and done == sorted(done) and done[-1] == cycle.rollouts
     assert {budget for _, budget in seen} == {48}
 
+    def closed(done: int, budget: int) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    fast.progress = closed
+    with pytest.warns(UserWarning, match="not shown any more: BrokenPipeError: nobody reads"):
+        assert fast.cycle().rollouts >= 48
+
 
 def test_a_resumed_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
     def build() -> tuple[Any, FastSlow]:

@@ -161,6 +161,7 @@ class FastSlow(metaclass=NamedCall):
         trainer, data = self.trainer, self.trainer.train_dataset
         rng = Random(f"{self.seed}/{len(self.cycles)}")
         drawn = sorted(rng.sample(range(len(data)), min(self.problems, len(data))))
+        self._state = None
         with self._bar() as show:
             done = run_cycle(
                 self._rollouts,
@@ -177,7 +178,6 @@ class FastSlow(metaclass=NamedCall):
                 progress=show,
             )
         self.cycles.append(done)
-        self._state = None
         if self.monitor is not None:
             facts = done.to_dict() | {"cycle": len(self.cycles), "select": self.select}
             facts |= {"training_rollouts": self.training_rollouts}
@@ -192,18 +192,26 @@ class FastSlow(metaclass=NamedCall):
     @contextmanager
     def _bar(self) -> Iterator[Callable[[int], None]]:
         """Show the rollouts of a cycle, by `progress` or by a bar."""
-        budget, given = self.budget, self.progress
-        if given is not None:
-            yield lambda done: given(done, budget)
+        if self.progress is not None:
+            yield self._tell
             return
         with tqdm(
-            total=budget,
+            total=self.budget,
             desc=f"cycle {len(self.cycles) + 1}",
             unit="rollout",
             leave=False,
             disable=self.trainer.args.disable_tqdm,
         ) as bar:
             yield lambda done: bar.update(done - bar.n)
+
+    def _tell(self, done: int) -> None:
+        if self.progress is None:
+            return
+        try:
+            self.progress(done, self.budget)
+        except Exception as error:  # noqa: BLE001 what only shows never ends a training
+            self.progress = None
+            warn(f"the progress of cycles is not shown any more: {error_text(error)}")
 
     def evolve(self, rollouts: int) -> None:
         """Run cycles, without training, until this many rollouts are counted in all.
