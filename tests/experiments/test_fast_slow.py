@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from experiments.fast_slow import analysis
+from experiments.fast_slow import analysis, training
 from experiments.fast_slow.measure import Look
 from experiments.fast_slow.plan import Plan
-from experiments.fast_slow.premise import PREMISE, Premise, instructions
+from experiments.fast_slow.premise import PREMISE, Premise, instructions, measure_premise
 from experiments.fast_slow.premise import claims as premise_claims
-from experiments.fast_slow.simulate import Run, Stage
+from experiments.fast_slow.simulate import Run, Stage, simulate
 from experiments.fast_slow.study import STUDY
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.harness.study import Session
@@ -138,3 +141,49 @@ def test_the_premise_holds_only_if_each_side_is_needed() -> None:
     page = PREMISE.text(premise(good), Session(PLAN, TERMS))
     assert "Made by `python -m experiments fast_slow --premise` at commit" in page
     assert len(instructions()) == 216 == len(set(instructions()))
+
+
+def paid(completions: list[str], **_: object) -> list[float]:
+    """A reward that an untrained model gets for some of its answers."""
+    return [float(len(own) % 2) for own in completions]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        VerifiableWorld, "start", lambda self, seed, *_: self.untrained(seed).eval()
+    )
+    monkeypatch.setattr(training, "reward", paid)
+    monkeypatch.setattr(training, "proxy_reward", paid)
+    small = {"problems": 2, "group": 4, "updates": 3, "long": 4, "every": 2, "keep": 2}
+    small |= {"cycle_problems": 2, "look_every": 1, "probe_every": 1, "sampled": 6}
+    setting = PLAN.setting.model_copy(update=small | {"premise_updates": 2, "rate": 1e-2})
+    yield PLAN.model_copy(update={"setting": setting})
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_arms_spend_equal_rollouts_and_only_the_slow_ones_move_weights(tiny: Any) -> None:
+    runs = {arm: simulate(arm, 1, tiny) for arm in ("slow", "both", "fast", "both_proxy")}
+    for arm, run in runs.items():
+        assert len(run.stages) == (1 if arm == "both_proxy" else 2)
+        for stage in run.stages:
+            assert 24 <= stage.rollouts < 24 + 8 + 16  # a whole update or cycle may end later
+        moved = run.looks[-1].kl_plain > 1e-4
+        assert moved == (arm != "fast")
+        assert run.looks[0].kl == pytest.approx(0, abs=1e-5)
+    assert runs["slow"].stages[0].updates == 3
+    assert runs["both"].stages[0].updates <= 3
+    assert runs["fast"].stages[0].updates == 0
+    assert runs["slow"].stages[0].instructions == [""]
+
+
+@pytest.mark.slow
+def test_a_tiny_premise_trains_both_ways(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.fast_slow.premise.instructions", lambda: ["", "dash in marks"])
+    found = measure_premise(1, tiny)
+    assert found.tried == 2 and len(found.proxy) == 3
+    assert found.rewards["weights"] != found.rewards["nothing"]
+    assert found.rewards["both"] != found.rewards["text"]
