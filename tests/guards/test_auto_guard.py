@@ -126,10 +126,9 @@ def test_a_behavior_that_has_recovered_is_not_rolled_back() -> None:
 def test_a_floor_that_replay_cannot_hold_is_said_once_and_learning_goes_on() -> None:
     run = Scripted(lambda step: 1.0 if step < 3 else 0.5, rollback=True).go(400)
     (told,) = run.actions("adaptive_replay")[-1:]
-    opposed, unheld = (a for a in run.actions("adaptive_replay") if not a.applied)
+    (unheld,) = (a for a in run.actions("adaptive_replay") if not a.applied)
     assert "do not hold the score of scripted (0.50, to keep 0.95" in unheld.detail
-    assert "the new rows contradict the old examples" in opposed.detail  # the same, with others
-    assert opposed.step < unheld.step
+    assert "the new rows contradict the old examples" in unheld.detail  # the same, with others
     assert told.applied  # replay goes on too
     own = [str(w.message) for w in run.warned if "do not hold" in str(w.message)]
     assert len(own) == 1

@@ -366,6 +366,31 @@ def test_replay_fails_where_a_score_stays_lost_and_does_not_rise() -> None:
     assert fails(0, 4, 4, every=60)
 
 
+def test_opposed_gradients_contradict_only_where_a_score_is_not_held() -> None:
+    """Of classes that come one after the other they are opposed too, and all can be learned."""
+
+    def said(failing: int, cosine: float) -> list[str]:
+        view = seen([1.0, 1.0])
+        history, guard = view.histories["only"], guards.AdaptiveReplay(BATCHES, loss=old_loss)
+        guard.names = guard.awake = ["only"]
+        for _ in range(20):
+            guard._note_cosine(cosine)
+        texts = []
+        for step in range(0, 120, 10):
+            margins = np.repeat([-1.0, 1.0], [failing, 10 - failing])
+            history.steps, history.margins = [0, step], [np.ones(10), margins]
+            view.step = step
+            proposal = guard.on_probe_evaluation(view)
+            texts += [] if proposal is None else proposal.detail.split("; training goes on; ")
+        return [text.partition(":")[0] for text in texts]
+
+    assert said(0, -0.9) == []
+    assert len(said(5, 0.0)) == 2
+    (unheld, both) = said(5, -0.9)
+    assert "do not hold" in unheld
+    assert both.endswith("the new rows contradict the old examples")
+
+
 def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> None:
     """Against a reference in float64, by numerical differences."""
     made = torch.Generator().manual_seed(0)

@@ -27,8 +27,9 @@ REST_AT, MIN_REST_AT = 0.50, 0.10
 # after which the old examples are said not to hold it.
 FAIL_PATIENCE, HOLD_PATIENCE = 50, 100
 # The mean cosine of the task's gradient with that on old examples, over about ten replays, from
-# which on the new rows are said to contradict the old: more opposed than not. Asked after so many
-# replays.
+# which on they are opposed: more than not. Asked after so many replays. New rows are said to
+# contradict the old ones only where, beside that, a score is not held: classes that come one after
+# the other have opposed gradients too, and all of them can be learned.
 OPPOSED, COSINE_WEIGHT, MIN_REPLAYS = -0.5, 0.1, 20
 
 
@@ -45,8 +46,8 @@ class AdaptiveReplay(Replay):
     are added to the task's gradient, which stays whole: g + f / (1 − f) g_r, with g_r no longer
     than g. A `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost
     share. Where the whole margin of a behavior is lost, each step replays, whatever `every` is. If
-    a score stays under the one to keep for 100 steps of replay, or if the gradients on new and old
-    rows are opposed, a warning and an action say so.
+    a score stays under the one to keep for 100 steps of replay, a warning and an action say so, and
+    that the new rows contradict the old ones if their gradients are opposed then, or later.
 
     Args:
         behaviors: behaviors that trigger replay, as objects or names; None: all monitored ones. A
@@ -218,9 +219,9 @@ class AdaptiveReplay(Replay):
             )
 
     def _contradiction(self) -> Iterator[str]:
-        """Yield a sentence, once, if the gradients on new and old rows are opposed."""
+        """Yield a sentence, once, if the gradients are opposed where a score is not held."""
         opposed = self.replay_count >= MIN_REPLAYS and self.replay_cosine <= OPPOSED
-        if opposed and not self.contradicts:
+        if opposed and self.not_held and not self.contradicts:
             self.contradicts = True
             yield (
                 "the new rows contradict the old examples: their gradients are opposed (mean "
