@@ -158,7 +158,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(training, "reward", paid)
     monkeypatch.setattr(training, "proxy_reward", paid)
     small = {"problems": 2, "group": 4, "updates": 3, "long": 4, "every": 2, "keep": 2}
-    small |= {"cycle_problems": 2, "look_every": 1, "probe_every": 1, "sampled": 6}
+    small |= {"cycle_problems": 4, "look_every": 1, "probe_every": 1, "sampled": 6}
     setting = PLAN.setting.model_copy(update=small | {"premise_updates": 2, "rate": 1e-2})
     yield PLAN.model_copy(update={"setting": setting})
     torch.set_num_threads(threads)
@@ -170,7 +170,7 @@ def test_arms_spend_equal_rollouts_and_only_the_slow_ones_move_weights(tiny: Any
     for arm, run in runs.items():
         assert len(run.stages) == (1 if arm == "both_proxy" else 2)
         for stage in run.stages:
-            assert 24 <= stage.rollouts < 24 + 8 + 16  # a whole update or cycle may end later
+            assert 24 <= stage.rollouts < 24 + 8 + 24  # a whole update or cycle may end later
         moved = run.looks[-1].kl_plain > 1e-4
         assert moved == (arm != "fast")
         assert run.looks[0].kl == pytest.approx(0, abs=1e-5)
