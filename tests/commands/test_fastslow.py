@@ -26,6 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 POPULATION = {"sentences": ["one two", "red car"], "every": 1, "problems": 3, "minibatch": 2}
 
 
+def test_the_example_is_accepted() -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    config = FastSlowConfig.load(examples / "sums.yaml")
+    script = (examples / "sums.py").read_text()
+    assert str(config.data.path) in script
+    assert f'"{config.data.prompt}", "{config.data.response}"' in script
+
+
 def write_config(folder: Path, **changes: Any) -> Path:
     rows = [{"question": f"what is {one}", "answer": "five"} for one in ("one", "two", "six")]
     data = folder / "problems.jsonl"
