@@ -152,7 +152,7 @@ def test_cycles_leave_training_untouched(tmp_path: Path) -> None:
         fast = FastSlow(
             trainer,
             SENTENCES[:1],
-            **SMALL | {"every": every, "proposer": lambda request: request.prompt},
+            **SMALL | {"every": every, "proposer": lambda request: request.instruction},
         )
         ends.append(trained(trainer))
     assert len(fast.cycles) == 4
@@ -204,7 +204,7 @@ def test_a_cycle_runs_just_before_rollouts_that_use_its_population(
     assert fast.training_rollouts == len(seen) * trainer.args.generation_batch_size
 
 
-def test_prompts_alone_evolve_with_the_weights_as_they_are(tmp_path: Path) -> None:
+def test_instructions_alone_evolve_with_the_weights_as_they_are(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     fast = FastSlow(trainer, [""], **SMALL)
     before = weights(trainer)
@@ -226,14 +226,14 @@ def test_a_cycle_scores_the_weights_as_they_are(rows: list[dict[str, Any]], tmp_
 
     trainer = make_trainer(tmp_path, rows, temperature=1e-4)
     FastSlow(trainer, ["one two"], **SMALL | {"proposer": noting}).cycle()
-    first = {(r.prompt, str(e.problem)): e.completion for r in seen for e in r.examples}
+    first = {(r.instruction, str(e.problem)): e.completion for r in seen for e in r.examples}
     for request in seen:
         for example in request.examples:
             if isinstance(example.problem, str):
-                ids = TOKENIZER(f"{request.prompt}\n{example.problem}", return_tensors="pt")
+                ids = TOKENIZER(f"{request.instruction}\n{example.problem}", return_tensors="pt")
             else:
-                turns = [{"role": "system", "content": request.prompt}, *example.problem]
-                turns = example.problem if not request.prompt else turns
+                turns = [{"role": "system", "content": request.instruction}, *example.problem]
+                turns = example.problem if not request.instruction else turns
                 ids = TOKENIZER.apply_chat_template(
                     turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
                 )
@@ -250,7 +250,7 @@ def test_a_cycle_scores_the_weights_as_they_are(rows: list[dict[str, Any]], tmp_
     FastSlow(make_trainer(tmp_path, rows), [""], every=None)  # another trainer's rollouts
     trainer.rollout_func = None
     FastSlow(trainer, ["one two"], **SMALL | {"proposer": noting}).cycle()
-    again = {(r.prompt, str(e.problem)): e.completion for r in seen for e in r.examples}
+    again = {(r.instruction, str(e.problem)): e.completion for r in seen for e in r.examples}
     both = first.keys() & again.keys()
     assert both and all(first[key] != again[key] for key in both)
 
@@ -538,6 +538,18 @@ def test_cycles_without_a_watch_are_in_the_record_at_once(tmp_path: Path) -> Non
     with Reader(tmp_path / "run") as reader:  # as another process would
         events = [event["facts"] for event in reader.events() if event["kind"] == "fast_cycle"]
     assert [facts["cycle"] for facts in events] == [1, 2]
+
+
+def test_another_population_in_one_record_is_told_from_the_first(tmp_path: Path) -> None:
+    monitor = Monitor([of_words()], run_dir=tmp_path / "run")
+    for text in SENTENCES[:2]:
+        FastSlow(make_trainer(tmp_path), [text], **SMALL, monitor=monitor).cycle()
+    with Reader(tmp_path / "run") as reader:
+        found = instructions_of(reader.events())
+    monitor.record.close()
+    assert found is not None and found.restarts == [2]
+    given = {own.text: list(own.rewards) for own in found.evaluated.values() if own.parent is None}
+    assert given == {SENTENCES[0]: [1], SENTENCES[1]: [2]}
 
 
 def test_rewards_have_weights_and_none_is_no_reward(tmp_path: Path) -> None:

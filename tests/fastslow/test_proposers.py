@@ -13,13 +13,19 @@ from riprap.errors import ConfigError
 from riprap.fastslow import EditGrammar, Example, FastSlow, LanguageModel, Request, before_problem
 
 EXAMPLES = [
-    Example("what is one", "red", 0.25, {"prompt": "what is one", "answer": "blue {prompt}"}),
+    Example("what is one", "red", 0.25, {"prompt": "what is one", "answer": "blue {instruction}"}),
     Example([{"role": "user", "content": "bake {a}"}], "no", 0.0, {"prompt": [], "answer": "x"}),
 ]
 
 
-def request(prompt: str, seed: int = 0) -> Request:
-    return Request(prompt, EXAMPLES, [prompt], Random(seed), lambda text, most: f"{most}: {text}")
+def request(instruction: str, seed: int = 0) -> Request:
+    return Request(
+        instruction,
+        EXAMPLES,
+        [instruction],
+        Random(seed),
+        lambda text, most: f"{most}: {text}",
+    )
 
 
 def test_each_edit_changes_one_line_and_all_kinds_occur() -> None:
@@ -55,13 +61,15 @@ def test_a_language_model_sees_the_instruction_and_its_examples() -> None:
     assert propose(request("be {examples} kind")) == "be brief\nbe right"
     assert "\nbe {examples} kind\n" in asked[0]
     assert (
-        "problem: what is one\nanswer: blue {prompt}\ncompletion: red\nreward: 0.25\n\n"
+        "problem: what is one\nanswer: blue {instruction}\ncompletion: red\nreward: 0.25\n\n"
         "problem: user: bake {a}\nanswer: x\ncompletion: no\nreward: 0\n"
     ) in asked[0]
     assert LanguageModel(lambda text: "  plain answer \n")(request("x")) == "plain answer"
     asked.clear()
-    LanguageModel(call, template="{prompt}, {examples}, {prompt}")(request("be {prompt}"))
-    assert asked[0].startswith("be {prompt}, ") and asked[0].endswith(", be {prompt}")
+    LanguageModel(call, template="{instruction}, {examples}, {instruction}")(
+        request("be {instruction}")
+    )
+    assert asked[0].startswith("be {instruction}, ") and asked[0].endswith(", be {instruction}")
     quoting = "Not this:\n```\nold\n```\nbut this:\n```\nnew\n```"
     assert LanguageModel(lambda text: quoting)(request("old")) == "new"
     for answer in (" ", "```\n```", "```\nbe brief and"):
@@ -70,7 +78,7 @@ def test_a_language_model_sees_the_instruction_and_its_examples() -> None:
 
 
 def test_without_a_call_the_model_in_training_is_asked() -> None:
-    template = "{prompt} after {examples}"
+    template = "{instruction} after {examples}"
     answer = LanguageModel(template=template, max_new_tokens=9)(request("this"))
     assert answer.startswith("9: this after problem: what is one")
 
@@ -78,7 +86,7 @@ def test_without_a_call_the_model_in_training_is_asked() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_model_in_training_writes_the_population(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    propose = LanguageModel(template="{prompt}\n{examples}", max_new_tokens=6)
+    propose = LanguageModel(template="{instruction}\n{examples}", max_new_tokens=6)
     fast = FastSlow(trainer, ["one two"], proposer=propose, every=2, problems=6, minibatch=2)
     for _ in range(3):
         cycle = fast.cycle()

@@ -211,7 +211,7 @@ def test_a_cycle_needs_a_proposer(folder: Path) -> None:
         (lambda: EditGrammar(["one\ntwo"]), "is no line of text"),
         (lambda: EditGrammar(["one", "one"]), "a sentence is given twice"),
         (lambda: LanguageModel("gpt"), "give a function from text to text as call"),
-        (lambda: LanguageModel(template="{prompt}"), "the template has no place {examples}"),
+        (lambda: LanguageModel(template="{instruction}"), "the template has no place {examples}"),
         (lambda: LanguageModel(max_new_tokens=0), "max_new_tokens=0: give a whole number"),
     ],
 )

@@ -23,8 +23,8 @@ def rejected(text: str, parent: int, scores: list[Any], before: list[Any]) -> An
     return facts | {"scores": scores, "parent_scores": before}
 
 
-def add_cycles(writer: Writer, text: str = "Use meters.") -> None:
-    """Two cycles: the instruction that was given is dropped in the second one."""
+def add_cycles(writer: Writer, text: str = "Use meters.", at: int = 0) -> None:
+    """Add two cycles: the instruction that was given is dropped in the second one."""
     own = {"problems": [3, 5], "rollouts": 9, "proposals": 2, "failures": 0, "error": ""}
     first = own | {
         "candidates": [
@@ -44,7 +44,7 @@ def add_cycles(writer: Writer, text: str = "Use meters.") -> None:
     }
     for step, facts, spent in ((0, first, 0), (6, second, 48)):
         count = {"training_rollouts": spent, "cycle_rollouts": 9 * (1 + step // 6)}
-        writer.add_event(step, "fast_cycle", **facts, **count, cycle=1 + step // 6)
+        writer.add_event(at + step, "fast_cycle", **facts, **count, cycle=1 + step // 6)
     writer.flush()
 
 
@@ -69,9 +69,9 @@ def test_cycles_are_read_as_instructions(tmp_path: Path) -> None:
         (2, None, None),
     ]
     assert found.sentence == (
-        "2 cycles with 18 rollouts, beside 48 rollouts of the training before the last cycle. Of "
-        "the new instructions, 2 were evaluated on all problems of a cycle, 2 did not beat the one "
-        "that they were made from. 3 calls of the proposer failed."
+        "2 cycles took 18 rollouts. Before the last cycle, the training took 48. New instructions: "
+        "2 evaluated on all problems of a cycle, 2 rejected because they did not beat their "
+        "parents. 3 calls of the proposer failed."
     )
 
 
@@ -92,6 +92,37 @@ def test_a_resumed_run_takes_cycles_again(tmp_path: Path) -> None:
     assert again is not None and list(again.steps.values()) == [0, 0, 6]
 
 
+def test_a_population_that_starts_anew_has_instructions_of_its_own(tmp_path: Path) -> None:
+    """The checkpoint of step 6 has no population, so texts are numbered from 0 again."""
+    writer = Writer(tmp_path / "run")
+    add_cycles(writer)
+    writer.add_event(12, "resumed")
+    add_cycles(writer, "Wait.", at=12)
+    with Reader(tmp_path / "run") as reader:
+        found = instructions_of(reader.events())
+    writer.close()
+    assert found is not None and found.steps == {1: 0, 2: 6, 3: 12, 4: 18}
+    own = {
+        key: (one.text, one.parent, one.rewards, one.kept) for key, one in found.evaluated.items()
+    }
+    assert own == {
+        0: ("", None, {1: 0.25, 2: 0.0}, [1]),
+        1: ("Use meters.", 0, {1: 0.75, 2: 0.5}, [1, 2]),
+        2: ("Add.", 1, {2: 1.0}, [2]),
+        3: ("", None, {3: 0.25, 4: 0.0}, [3]),
+        4: ("Wait.", 3, {3: 0.75, 4: 0.5}, [3, 4]),
+        5: ("Add.", 4, {4: 1.0}, [4]),
+    }
+    assert found.population == [5, 4]
+    assert [one.parent for one in found.rejected] == [0, 1, 3, 4]
+    assert (found.training_rollouts, found.cycle_rollouts, found.failures) == (96, 36, 6)
+    assert found.restarts == [3]
+    assert found.sentence.endswith(
+        "Cycle 3 began with the population as it was given: training before it is counted up to "
+        "cycle 2."
+    )
+
+
 def test_the_report_shows_population_rewards_lineage_and_rejected(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "run", ["refusal"], 12)
     scene.fading("refusal")
@@ -99,9 +130,10 @@ def test_the_report_shows_population_rewards_lineage_and_rejected(tmp_path: Path
     html = write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(html)
     text = page.text[page.text.index("Instructions ") :]
-    assert "2 cycles with 18 rollouts" in text
+    assert "2 cycles took 18 rollouts" in text
+    assert "parent mean reward in its last cycle" in text and "reward of the parent" in text
     shown = text.index("Add. 1 1.00 2 2"), text.index(f"{EVIL} 0 0.500 1–2 1–2")
-    assert shown[0] < shown[1] < text.index("(none: the problem as it is) given 0 1–2 1")
+    assert shown[0] < shown[1] < text.index("(none: the problem as it is) none: given 0 1–2 1")
     assert "1 Be brief. 0 0 0.250" in text
     assert "2 Wait. 1 not scored not scored" in text
     assert EVIL not in html

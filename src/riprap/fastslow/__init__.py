@@ -1,4 +1,4 @@
-"""Fast–slow training: prompts learn what is transient; needs `riprap[fastslow]`.
+"""Fast–slow training: instructions learn what is transient; needs `riprap[fastslow]`.
 
 - `FastSlow`: spreads the rollouts of TRL's `GRPOTrainer` over a population of instructions, and
   evolves the population with GEPA while the weights train.

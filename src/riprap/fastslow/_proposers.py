@@ -34,7 +34,7 @@ class Request:
     """A request for a new instruction.
 
     Attributes:
-        prompt: the instruction to improve.
+        instruction: the one to improve.
         examples: its rollouts on a few problems, with their rewards.
         population: instructions that are in use.
         rng: generator for a proposer's choices; the same run has the same one.
@@ -42,7 +42,7 @@ class Request:
             largest number of new tokens. Each call counts as a rollout.
     """
 
-    prompt: str
+    instruction: str
     examples: Sequence[Example]
     population: Sequence[str]
     rng: Random = field(repr=False)
@@ -78,7 +78,7 @@ class EditGrammar(metaclass=CheckedCall):
 
     def __call__(self, request: Request) -> str:
         """Return the instruction of a request with one edit."""
-        lines = request.prompt.split("\n") if request.prompt else []
+        lines = request.instruction.split("\n") if request.instruction else []
         new = [sentence for sentence in self.sentences if sentence not in lines]
         edits = ["add", "replace"] if new and lines else ["add"] if new else []
         edits += ["remove"] if lines else []
@@ -102,7 +102,7 @@ A model solves problems with the help of an instruction that stands before each 
 
 The instruction now:
 ```
-{prompt}
+{instruction}
 ```
 
 What the model did with it (a higher reward is better):
@@ -120,7 +120,7 @@ class LanguageModel(metaclass=CheckedCall):
 
     Args:
         call: answers a text with a text; None: the model in training.
-        template: the question, with `{prompt}` and `{examples}` in it.
+        template: the question, with `{instruction}` and `{examples}` in it.
         max_new_tokens: longest answer of the model in training.
 
     Raises:
@@ -136,7 +136,7 @@ class LanguageModel(metaclass=CheckedCall):
     ) -> None:
         if call is not None and not callable(call):
             raise ConfigError("LanguageModel: give a function from text to text as call, or None")
-        for place in ("{prompt}", "{examples}"):
+        for place in ("{instruction}", "{examples}"):
             if place not in template:
                 raise ConfigError(f"LanguageModel: the template has no place {place}")
         check_count("max_new_tokens", max_new_tokens)
@@ -145,9 +145,9 @@ class LanguageModel(metaclass=CheckedCall):
     def __call__(self, request: Request) -> str:
         """Return the instruction that the language model writes."""
         examples = "\n\n".join(map(_describe, request.examples))
-        fill = {"prompt": request.prompt, "examples": examples}
+        fill = {"instruction": request.instruction, "examples": examples}
         # Not str.format: the texts may have braces of their own.
-        question = re.sub(r"\{(prompt|examples)\}", lambda place: fill[place[1]], self.template)
+        question = re.sub(r"\{(instruction|examples)\}", lambda at: fill[at[1]], self.template)
         if self.call is None:
             answer = request.generate(question, self.max_new_tokens)
         else:

@@ -17,7 +17,7 @@ class Instruction:
     """An instruction that cycles evaluated.
 
     Attributes:
-        id: its number; the ids of those that were given are the smallest.
+        id: its number in this run; of a population, those that were given have the smallest.
         text: the instruction; empty: the problem as it is.
         parent: id of the instruction that it was made from; None: it was given.
         rewards: number of a cycle → mean reward on the problems of this cycle; None: not scored.
@@ -61,8 +61,12 @@ class Instructions:
         population: ids of the instructions in use after the last cycle, the best first.
         evaluated: all instructions that cycles evaluated on all their problems, by id.
         rejected: those that no cycle evaluated further.
-        training_rollouts, cycle_rollouts: texts that the model generated up to the last cycle.
+        training_rollouts, cycle_rollouts: texts that the model generated up to the last cycle of
+            each population.
         failures: calls of the proposer that raised.
+        restarts: numbers of the cycles, after the first, that began with a population as it was
+            given, such as after a checkpoint without one. Its instructions have ids of their own,
+            also where a text was there before.
     """
 
     steps: dict[int, int]
@@ -72,18 +76,27 @@ class Instructions:
     training_rollouts: int
     cycle_rollouts: int
     failures: int
+    restarts: list[int]
 
     @property
     def sentence(self) -> str:
         """What the cycles did, in words."""
         new = sum(own.parent is not None for own in self.evaluated.values())
-        failed = f" {_many(self.failures, 'call')} of the proposer failed." if self.failures else ""
-        return (
-            f"{_many(len(self.steps), 'cycle')} with {_many(self.cycle_rollouts, 'rollout')}, "
-            f"beside {_many(self.training_rollouts, 'rollout')} of the training before the last "
-            f"cycle. Of the new instructions, {new:,} were evaluated on all problems of a cycle, "
-            f"{len(self.rejected):,} did not beat the one that they were made from.{failed}"
-        )
+        spent = _many(self.cycle_rollouts, "rollout")
+        said = [
+            f"{_many(len(self.steps), 'cycle')} took {spent}.",
+            f"Before the last cycle, the training took {self.training_rollouts:,}.",
+            f"New instructions: {new:,} evaluated on all problems of a cycle, "
+            f"{len(self.rejected):,} rejected because they did not beat their parents.",
+        ]
+        if self.failures:
+            said.append(f"{_many(self.failures, 'call')} of the proposer failed.")
+        said += [
+            f"Cycle {number:,} began with the population as it was given: training before it is "
+            f"counted up to cycle {number - 1:,}."
+            for number in self.restarts
+        ]
+        return " ".join(said)
 
 
 def instructions_of(events: Iterable[Mapping[str, Any]]) -> Instructions | None:
@@ -101,13 +114,18 @@ def instructions_of(events: Iterable[Mapping[str, Any]]) -> Instructions | None:
     if not own:
         return None
     evaluated: dict[int, Instruction] = {}
-    rejected, population = [], []
+    rejected, population, restarts = [], [], []
+    first = 0  # of the ids of the population in use
     for number, event in enumerate(own, 1):
         facts = event["facts"]
-        population = [c["id"] for c in facts["candidates"] if c["kept"]]
+        if facts["cycle"] == 1 and number > 1:  # another `FastSlow`, which counts from 0
+            restarts.append(number)
+            first = max(evaluated) + 1
+        population = [first + c["id"] for c in facts["candidates"] if c["kept"]]
         for candidate in facts["candidates"]:
-            key, text = candidate["id"], _shown(candidate["text"])
-            found = evaluated.setdefault(key, Instruction(key, text, candidate["parent"]))
+            key, parent = first + candidate["id"], candidate["parent"]
+            parent = None if parent is None else first + parent
+            found = evaluated.setdefault(key, Instruction(key, _shown(candidate["text"]), parent))
             found.rewards[number] = _mean(candidate["scores"])
             if candidate["kept"]:
                 found.kept.append(number)
@@ -118,20 +136,21 @@ def instructions_of(events: Iterable[Mapping[str, Any]]) -> Instructions | None:
                 RejectedInstruction(
                     number,
                     _shown(one["text"]),
-                    one["parent"],
+                    first + one["parent"],
                     _mean([new for new, _ in pairs]),
                     _mean([old for _, old in pairs]),
                 )
             )
-    last = own[-1]["facts"]
+    ends = [own[number - 2]["facts"] for number in [*restarts, len(own) + 1]]
     return Instructions(
         {number: event["step"] for number, event in enumerate(own, 1)},
         population,
         dict(sorted(evaluated.items())),
         rejected,
-        last["training_rollouts"],
-        last["cycle_rollouts"],
+        sum(facts["training_rollouts"] for facts in ends),
+        sum(facts["cycle_rollouts"] for facts in ends),
         sum(event["facts"]["failures"] for event in own),
+        restarts,
     )
 
 

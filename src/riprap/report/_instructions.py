@@ -75,9 +75,9 @@ def rejected_table(own: Instructions) -> list[dict[str, str]]:
         {
             "cycle": f"{one.cycle:,}",
             "text": one.text or NONE,
-            "made from": str(one.parent),
+            "parent": str(one.parent),
             "reward on the minibatch": _reward(one.reward),
-            "reward of that one": _reward(one.parent_reward),
+            "reward of the parent": _reward(one.parent_reward),
         }
         for one in reversed(own.rejected)
     ][:MAX_ROWS]
@@ -88,8 +88,8 @@ def _row(own: Instructions, number: int) -> dict[str, str]:
     return {
         "instruction": str(number),
         "text": found.text or NONE,
-        "made from": "given" if found.parent is None else str(found.parent),
-        "mean reward": _reward(found.reward),
+        "parent": "none: given" if found.parent is None else str(found.parent),
+        "mean reward in its last cycle": _reward(found.reward),
         "evaluated in cycles": _spans(list(found.rewards)),
         "kept after cycles": _spans(found.kept) or "none",
     }

@@ -2,8 +2,8 @@
 
 import { count, element, number } from "./dom.js";
 
-const EVALUATED = { id: "instruction", text: "text", parent: "made from", reward: "mean reward", cycles: "cycles that evaluated it" };
-const REJECTED = { cycle: "cycle", text: "text", parent: "made from", reward: "reward on the minibatch", before: "reward of that one" };
+const EVALUATED = { id: "instruction", text: "text", parent: "parent", reward: "mean reward in its last cycle", cycles: "cycles that evaluated it" };
+const REJECTED = { cycle: "cycle", text: "text", parent: "parent", reward: "reward on the minibatch", before: "reward of the parent" };
 
 export function instructionTables(found) {
   if (!found) return [];
@@ -31,7 +31,7 @@ function table(columns, rows) {
 
 function shown(key, value) {
   if (key === "text") return value || "(none: the problem as it is)";
-  if (key === "parent" && value === null) return "given";
+  if (key === "parent" && value === null) return "none: given";
   if (key === "reward" || key === "before") return value === null ? "not scored" : number(value);
   return String(value);
 }
