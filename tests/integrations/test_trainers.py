@@ -20,6 +20,7 @@ from transformers import (
 from invariants.test_no_trace import same
 from riprap import Behavior, Monitor
 from riprap.integrations.hf import MonitorCallback
+from riprap.record import Reader
 from tiny import PROMPTS, make_llama, make_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -154,3 +155,17 @@ def test_a_trainer_is_bit_identical_and_carries_the_numbers(kind: str, tmp_path:
         if "riprap/words/margin" in entry
     }
     assert logged == pytest.approx(dict(zip(margins.step, margins.value, strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_the_record_has_the_reward_beside_the_behaviors(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(TRAINERS[kind][0])
+    monitor = Monitor([of_words()], probe_every=2, run_dir=tmp_path / "run")
+    trainer = build(kind, tmp_path, [MonitorCallback(monitor)])
+    trainer.train()
+    logged = {e["step"]: e["reward"] for e in trainer.state.log_history if "reward" in e}
+    with Reader(tmp_path / "run") as reader:
+        events = [e for e in reader.events() if e["kind"] == "training"]
+    found = {e["step"]: e["facts"]["reward"] for e in events if "reward" in e["facts"]}
+    assert found == pytest.approx(logged)
+    assert len(found) == 5

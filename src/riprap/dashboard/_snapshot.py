@@ -20,7 +20,7 @@ LOW, HIGH = 0.10, 0.90  # quantiles of the margins at the edges of the band
 LINES = ("score", "margin", "margin_low")
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high", "forecast_probability")
 INTERFERENCE = ("interference", "interference_layer")  # of the whole model, and of its layers
-TRAINING_LINES = ("loss", "learning_rate")
+TRAINING_LINES = ("loss", "learning_rate", "reward")
 MAX_INSTRUCTIONS = 50  # of a table
 MAX_ALERTS = 1000  # of one view; the page says how many there are
 

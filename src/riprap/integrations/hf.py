@@ -30,7 +30,8 @@ from riprap.monitor import Monitor, say
 
 __all__ = ["MonitorCallback", "SelectionCallback"]
 
-LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate")  # of a trainer's logs, in the record
+# Of a trainer's logs, in the record.
+LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate", "reward", "kl")
 
 
 class MonitorCallback(TrainerCallback):
@@ -48,8 +49,8 @@ class MonitorCallback(TrainerCallback):
     In a hyperparameter search each trial has a monitor of its own (`callback.monitor` is that of
     the latest), with its record in `run_dir/<trial>`.
 
-    The record also has what the trainer logs of loss, gradient norm and learning rate, and the
-    checkpoints that it saves.
+    The record also has what the trainer logs of loss, gradient norm and learning rate, in
+    reinforcement learning of reward and KL divergence, and the checkpoints that it saves.
 
     At the end, the summary of the run is printed in a terminal, or logged, and the report is
     written into `run_dir` if the extra `report` is installed.

@@ -16,12 +16,15 @@ from riprap.report._run import FORECASTS, Run
 from riprap.types import RUN
 
 IN_LANES = {"score", "margin", "margin_low", "interference", *FORECASTS}
-OF_TRAINING = ("loss", "eval_loss", "learning_rate", "grad_norm")  # what a trainer reports
+# What a trainer reports.
+OF_TRAINING = ("reward", "loss", "eval_loss", "learning_rate", "grad_norm", "kl")
 MAX_POINTS = 300  # per line
 WIDTH, HEIGHT = 190, 80
 COLUMNS = 4
 DESCRIPTIONS = {
     "forecast_probability": "probability of a break within the horizon, or before the plan ends",
+    "reward": "mean reward of the rollouts",
+    "kl": "KL divergence to the reference model, as the trainer reports it",
     "loss": "the training loss",
     "eval_loss": "the loss on the evaluation rows",
     "grad_norm": "norm of the gradient that the trainer reports",

@@ -186,9 +186,10 @@ export function drawBehavior(node, data, behavior, width, range, span) {
   );
 }
 
-// Draws loss and learning rate.
+// Draws learning rate and loss; in reinforcement learning the reward, of which the loss says little.
 export function drawTraining(node, data, width, range) {
-  const { loss, learning_rate: rate } = data.training;
+  const { reward, learning_rate: rate } = data.training;
+  const loss = reward ?? data.training.loss, name = reward ? "reward" : "loss";
   const alerts = data.alerts.filter((own) => own.behavior < 0), isEmpty = !loss && !rate && !alerts.length;
   node.setAttribute("height", isEmpty ? 24 : TRAINING_HEIGHT);
   if (isEmpty) {
@@ -209,7 +210,7 @@ export function drawTraining(node, data, width, range) {
       const text = `learning rate, from 0 to ${number(known.reduce((a, b) => Math.max(a, b)))}`;
       parts.push(svg("text", { x: width - RIGHT, y: top - 14, class: "note rate-note", "text-anchor": "end" }, text));
     }
-    if (kind === "loss") parts.unshift(yAxis(ticks(low, high, 3), y, { y: top - 14, text: "loss" }, width));
+    if (kind === "loss") parts.unshift(yAxis(ticks(low, high, 3), y, { y: top - 14, text: name }, width));
     marks.append(line(own.steps, own.values, x, y, kind, range));
   }
   if (!loss && !rate) {

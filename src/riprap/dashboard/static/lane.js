@@ -18,7 +18,7 @@ export function createLane(run, behavior) {
   const chart = svg("svg", { height, "aria-hidden": "true" });
   const cursor = element("div", { class: "cursor", hidden: "" });
   const slider = isTraining
-    ? element("div", { class: "chart", role: "img", "aria-label": "loss and learning rate of the training" })
+    ? element("div", { class: "chart", role: "img", "aria-label": "loss or reward, and learning rate of the training" })
     : element("div", { class: "chart", role: "slider", tabindex: "0", "aria-label": `evaluations of ${name}; Enter shows the probes`, "aria-valuemin": 0 });
   slider.append(chart, cursor);
   const buttons = element("div", { class: "buttons", role: "group", "aria-label": isTraining ? "alerts about the run" : `alerts and guard actions, ${name}` });

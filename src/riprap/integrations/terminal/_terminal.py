@@ -20,6 +20,7 @@ from riprap.integrations.terminal._table import BehaviorRow, LiveTable
 from riprap.monitor import Monitor, Tracker, beside_progress_bars
 from riprap.types import Alert
 
+SHOWN_NUMBERS = ("reward", "loss", "eval_loss")  # of a training, beside the number of steps
 REDRAW_SECONDS = 1.0  # between evaluations, where only the count of steps moves
 
 
@@ -83,8 +84,8 @@ class Terminal(Tracker):
         self._is_new = True
 
     def train(self, numbers: Mapping[str, float], step: int) -> None:
-        """Show the loss beside the number of steps."""
-        self._latest |= {name: numbers[name] for name in ("loss", "eval_loss") if name in numbers}
+        """Show reward and loss beside the number of steps."""
+        self._latest |= {name: numbers[name] for name in SHOWN_NUMBERS if name in numbers}
 
     def note(self, text: str) -> None:
         """Show what the training does until its next step, beside the number of steps."""
