@@ -80,6 +80,22 @@ def test_a_loss_that_is_no_number_is_a_gap(chrome: Chrome, tmp_path: Path) -> No
         assert chrome.problems == []
 
 
+def test_of_reinforcement_learning_the_reward_is_drawn(chrome: Chrome, tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"])
+    scene.visit(0, "refusal", np.full(20, 5.0, dtype=np.float32))
+    for step in range(1, 5):
+        scene.writer.add_event(step, "training", loss=-0.01, learning_rate=1e-3, reward=step / 8)
+    scene.writer.flush()
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        words = "[...document.querySelectorAll('.lane text')].map((own) => own.textContent)"
+        titles = chrome.run(words)
+        assert "reward" in titles and "loss" not in titles
+        text = chrome.run("document.querySelector('main').innerText")
+        assert "reward 0.5" in text and "loss -0.01" in text.replace("\u2212", "-")
+        assert chrome.problems == []
+
+
 def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) -> None:
     scene = Scene(tmp_path / "run", ["refusal"])
     writer = scene.writer
