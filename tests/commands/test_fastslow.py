@@ -73,8 +73,9 @@ def save_model(folder: Path, template: str = "") -> None:
     tokenizer.save_pretrained(folder / "model")
 
 
-def test_a_run_from_the_command_line(tmp_path: Path) -> None:
+def test_a_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path)
+    monkeypatch.setattr("riprap.integrations.terminal._terminal.REDRAW_SECONDS", 0.0)
     result = CliRunner().invoke(
         app, ["fastslow", str(write_config(tmp_path)), "--json"], env={"FORCE_COLOR": "1"}
     )

@@ -20,13 +20,16 @@ Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of
 
 @contextmanager
 def show_stages(console: Console) -> Iterator[Stage]:
-    """Show the stages of what comes before a training, each as a bar."""
+    """Show the stages of what comes before a training, each as a bar that is drawn at once."""
     columns = Progress.get_default_columns()[:2]
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("")
-        yield lambda stage, done, total: bars.update(
-            bar, description=stage, completed=done, total=total or None
-        )
+
+        def show(stage: str, done: int, total: int) -> None:
+            is_new = bars.tasks[0].description != stage
+            bars.update(bar, description=stage, completed=done, total=total or None, refresh=is_new)
+
+        yield show
 
 
 class CommandTable(Terminal):
