@@ -136,7 +136,7 @@ class Guard(metaclass=CheckedCall):
 
     @property
     def doubts(self) -> dict[str, str]:
-        """What seems wrong with the guard's old examples, by behavior, as the start found it."""
+        """Sentence on what seems wrong with the old examples, by behavior, found at the start."""
         return {}
 
     @property

@@ -48,7 +48,7 @@ class CompositeGuard(Guard):
 
     @property
     def doubts(self) -> dict[str, str]:
-        """What seems wrong with the old examples of the parts, by behavior."""
+        """Sentences on the old examples of all parts; see `Guard.doubts`."""
         return {name: text for part in self.parts for name, text in part.doubts.items()}
 
     @property

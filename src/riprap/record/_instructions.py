@@ -54,7 +54,7 @@ class RejectedInstruction:
 
 @dataclass(frozen=True)
 class Instructions:
-    """What the cycles of a run found.
+    """Instructions that the cycles of a run evaluated, kept and rejected.
 
     Attributes:
         steps: number of a cycle → optimizer steps before it.
@@ -80,7 +80,7 @@ class Instructions:
 
     @property
     def sentence(self) -> str:
-        """What the cycles did, in words."""
+        """Summary of the cycles in words."""
         new = sum(own.parent is not None for own in self.evaluated.values())
         spent = _many(self.cycle_rollouts, "rollout")
         said = [

@@ -69,7 +69,7 @@ class Replay(Guard):
 
     @property
     def doubts(self) -> dict[str, str]:
-        """What seems wrong with the examples of a buffer, by behavior."""
+        """Sentences on the examples of a buffer; see `Guard.doubts`."""
         examples = self.examples
         return examples.doubts if isinstance(examples, SelfDistillationBuffer) else {}
 
