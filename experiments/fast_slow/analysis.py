@@ -1,59 +1,102 @@
-"""Conclusions from the runs: distances and updates at equal reward, and paired comparisons."""
+"""Conclusions from the runs: measures at equal reward, and comparisons paired by seed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from experiments.fast_slow.measure import Look
+from experiments.fast_slow.measure import Measurement, mean
 from experiments.fast_slow.plan import Plan
+from experiments.fast_slow.premise import NEEDS_BOTH, SHARED
 from experiments.fast_slow.simulate import Run
 from riprap.diagnosis import Estimate, Verdict, estimate
 
 FIRST, SECOND, PROXY = "first", "second", "proxy"
-Read = Callable[[Look], float]
-CONTROLS = ("frozen", "random")
+LEAST_SEEDS = 3  # that can decide
+Read = Callable[[Measurement], float]
+OfRun = Callable[[Run], float]
+
+
+def old_score(own: Measurement) -> float:
+    """Return the mean score of the old behaviors."""
+    return mean(list(own.scores.values()))
+
+
+def shared_reward(own: Measurement) -> float:
+    """Return the mean reward of the parts that the weights can learn without text."""
+    return mean([own.rewards[part] for part in SHARED])
+
+
 MEASURES: dict[str, Read] = {
-    "rollouts": lambda look: float(look.rollouts),
-    "updates": lambda look: float(look.update),
-    "KL": lambda look: look.kl,
-    "KL, no instruction": lambda look: look.kl_plain,
-    "KL, old prompts": lambda look: look.kl_old,
-    "entropy": lambda look: look.entropy,
-    "old score": lambda look: old_score(look),
+    "rollouts": lambda own: float(own.rollouts),
+    "updates": lambda own: float(own.update),
+    "KL": lambda own: own.kl,
+    "KL, no instruction": lambda own: own.kl_plain,
+    "KL, as used": lambda own: own.kl_total,
+    "KL, old prompts": lambda own: own.kl_old,
+    "entropy": lambda own: own.entropy,
+    "old score": old_score,
+    "old margin": lambda own: mean(list(own.margins.values())),
+    "old score, as used": lambda own: mean(list(own.used_scores.values())),
+    "old margin, as used": lambda own: mean(list(own.used_margins.values())),
+}
+KLS = tuple(name for name in MEASURES if name.startswith("KL"))
+COUNTS = ("rollouts", "updates")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a reward is said to be reached.
+
+    Attributes:
+        reward: which reward.
+        for_good: after the last time that it was under the target; else at the first crossing.
+    """
+
+    reward: Read = lambda own: own.reward
+    for_good: bool = False
+
+
+RULE = Reach()
+READINGS = {
+    "first crossing (the rule)": RULE,
+    "for good": Reach(for_good=True),
+    "reward of the shared parts": Reach(shared_reward),
 }
 
 
-def old_score(look: Look) -> float:
-    """Return the mean score of the old behaviors."""
-    return sum(look.scores.values()) / len(look.scores)
+def of_task(run: Run, task: str = FIRST) -> list[Measurement]:
+    """Return the measurements of a run at one task."""
+    return [own for own in run.measured if own.task == task]
 
 
-def of_task(run: Run, task: str = FIRST) -> list[Look]:
-    """Return the looks of a run at one task."""
-    return [look for look in run.looks if look.task == task]
+def at_reward(
+    measured: Sequence[Measurement], target: float, read: Read, reach: Reach = RULE
+) -> float:
+    """Return a measure where a reward reaches a target, on a line between two measurements.
 
-
-def at_reward(looks: Sequence[Look], target: float, read: Read) -> float:
-    """Return a measure where the mean reward first reaches a target, on a line between two looks.
-
-    NaN if it never does.
+    NaN if it never does, and if it was there from the start: then no training reached it.
     """
-    if not looks:
+    crossed = [
+        (before, after)
+        for before, after in pairwise(measured)
+        if reach.reward(before) < target <= reach.reward(after)
+    ]
+    if not crossed or (not reach.for_good and reach.reward(measured[0]) >= target):
         return math.nan
-    if looks[0].reward >= target:
-        return read(looks[0])
-    for before, after in pairwise(looks):
-        if after.reward >= target:
-            part = (target - before.reward) / (after.reward - before.reward)
-            return read(before) + part * (read(after) - read(before))
-    return math.nan
+    if reach.for_good and reach.reward(measured[-1]) < target:
+        return math.nan
+    before, after = crossed[-1 if reach.for_good else 0]
+    low, high = reach.reward(before), reach.reward(after)
+    part = (target - low) / (high - low)
+    return read(before) + part * (read(after) - read(before))
 
 
-def at_update(looks: Sequence[Look], update: float, read: Read) -> float:
-    """Return a measure after a number of updates, on a line between two looks; NaN outside."""
-    for before, after in pairwise(looks):
+def at_update(measured: Sequence[Measurement], update: float, read: Read) -> float:
+    """Return a measure after a number of updates, on a line; NaN outside of the measured ones."""
+    for before, after in pairwise(measured):
         if before.update <= update <= after.update and after.update > before.update:
             part = (update - before.update) / (after.update - before.update)
             return read(before) + part * (read(after) - read(before))
@@ -68,109 +111,254 @@ def by_arm(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     return found
 
 
-def paired(
-    runs: Sequence[Run], one: str, other: str, read: Callable[[Run], float]
-) -> list[tuple[float, float]]:
-    """Return a number of two arms on the same seeds, where both have it."""
-    arms = by_arm(runs)
-    first, second = arms.get(one, {}), arms.get(other, {})
-    pairs = [(read(first[seed]), read(second[seed])) for seed in sorted(set(first) & set(second))]
-    return [pair for pair in pairs if not any(map(math.isnan, pair))]
+@dataclass(frozen=True)
+class Compared:
+    """A comparison of arms, paired by seed.
+
+    Attributes:
+        values: a number of each seed that can tell.
+        seeds: number of seeds that have all the arms.
+        logs: the numbers are logs of ratios.
+        bounded: seeds among them for which a bound stands.
+    """
+
+    values: tuple[float, ...]
+    seeds: int
+    logs: bool = False
+    bounded: int = 0
+
+    @property
+    def middle(self) -> float:
+        """The value without an effect."""
+        return 1.0 if self.logs else 0.0
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean (of ratios, the geometric one) with its interval; None without a seed."""
+        if not self.values:
+            return None
+        found = estimate(self.values)
+        if not self.logs:
+            return found
+        low, middle, high = (math.exp(own) for own in (found.low, found.mean, found.high))
+        return Estimate(middle, low, high, found.n)
+
+    def side(self, least: float | None = None) -> int | None:
+        """Return 1 if the interval is above a value, −1 if it is below, 0 if neither.
+
+        None if too few seeds can tell.
+        """
+        found, least = self.estimate, self.middle if least is None else least
+        if found is None or found.n < LEAST_SEEDS:
+            return None
+        return int(found.low > least) - int(found.high < least)
+
+    def text(self) -> str:
+        """Return mean, interval, and how many seeds it is from."""
+        found, known = self.estimate, f"{len(self.values)} of {self.seeds} seeds"
+        if self.bounded:
+            known += f", {self.bounded} with a bound"
+        if found is None:
+            return f"– ({known})"
+        between = f" [{found.low:.2f}, {found.high:.2f}]" if found.n > 1 else ""
+        return f"{found.mean:.2f}{between} ({known})".replace("-", "−")
 
 
-def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Return the geometric mean of the ratios, with its interval; None without a pair."""
-    logs = [math.log(max(one, 1e-9) / max(other, 1e-9)) for one, other in pairs]
-    if not logs:
-        return None
-    found = estimate(logs)
-    low, mean, high = (math.exp(own) for own in (found.low, found.mean, found.high))
-    return Estimate(mean, low, high, found.n)
+def compared(
+    runs: Sequence[Run], arms: Sequence[str], number: Callable[..., float], logs: bool = False
+) -> Compared:
+    """Compare arms on the seeds that have them all.
+
+    Args:
+        number: of a run of each arm; seeds for which it is NaN cannot tell.
+    """
+    own = by_arm(runs)
+    seeds = sorted(set.intersection(*(set(own.get(arm, {})) for arm in arms)))
+    values = [number(*(own[arm][seed] for arm in arms)) for seed in seeds]
+    return Compared(tuple(v for v in values if not math.isnan(v)), len(seeds), logs)
 
 
-def difference(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Return the mean difference, with its interval; None without a pair."""
-    return estimate([one - other for one, other in pairs]) if pairs else None
+def difference(runs: Sequence[Run], one: str, other: str, read: OfRun) -> Compared:
+    """Compare a number of two arms by its difference."""
+    return compared(runs, (one, other), lambda first, second: read(first) - read(second))
 
 
-def ratio_at(
-    runs: Sequence[Run], one: str, other: str, target: float, measure: str, task: str = FIRST
-) -> Estimate | None:
-    """Return the ratio of a measure of two arms where each first reaches a reward."""
-    read = MEASURES[measure]
-    return ratio(paired(runs, one, other, lambda r: at_reward(of_task(r, task), target, read)))
+def ratio(runs: Sequence[Run], one: str, other: str, read: OfRun) -> Compared:
+    """Compare a number of two arms by its ratio; a number that is not above 0 cannot tell."""
+
+    def log(first: Run, second: Run) -> float:
+        values = read(first), read(second)
+        return math.log(values[0] / values[1]) if min(values) > 0 else math.nan
+
+    return compared(runs, (one, other), log, logs=True)
 
 
-def difference_at(
-    runs: Sequence[Run], one: str, other: str, target: float, measure: str
-) -> Estimate | None:
-    """Return the difference of a measure of two arms where each first reaches a reward."""
-    read = MEASURES[measure]
-    return difference(paired(runs, one, other, lambda r: at_reward(of_task(r), target, read)))
+def reading(
+    target: float, measure: str, task: str = FIRST, reach: Reach = RULE
+) -> OfRun:
+    """Return the function that reads a measure of a run where it reaches a reward."""
+    return lambda run: at_reward(of_task(run, task), target, MEASURES[measure], reach)
 
 
-def gain_on_both(run: Run) -> float:
-    """Return the reward on the part `both` at the end of the first task."""
-    return of_task(run)[-1].rewards["both"]
+def count_ratio(
+    runs: Sequence[Run], one: str, other: str, target: float, measure: str = "rollouts",
+    task: str = FIRST, reach: Reach = RULE,
+) -> Compared:  # fmt: skip
+    """Compare rollouts or updates to a reward by their ratio.
+
+    If one of two runs never reaches the reward, all that it took is a lower bound of what it needs;
+    the ratio is then nearer to 1 than the true one. Two such runs cannot tell.
+    """
+    read, bounded = MEASURES[measure], 0
+
+    def log(*pair: Run) -> float:
+        nonlocal bounded
+        values = [reading(target, measure, task, reach)(run) for run in pair]
+        known = [not math.isnan(value) for value in values]
+        starts = [reach.reward(of_task(run, task)[0]) >= target for run in pair]
+        if not any(known) or any(starts):
+            return math.nan
+        ends = [read(of_task(run, task)[-1]) for run in pair]
+        values = [value if ok else end for value, ok, end in zip(values, known, ends, strict=True)]
+        if min(values) <= 0:
+            return math.nan
+        bounded += not all(known)
+        found = math.log(values[0] / values[1])
+        return found if all(known) else max(found, 0.0) if known[1] else min(found, 0.0)
+
+    found = compared(runs, (one, other), log, logs=True)
+    return Compared(found.values, found.seeds, True, bounded)
 
 
-def fewer_updates(runs: Sequence[Run]) -> Estimate | None:
+def gain(run: Run, part: str = NEEDS_BOTH, best: bool = False) -> float:
+    """Return what the first task added to the expected reward of a part."""
+    first, last = of_task(run)[0], of_task(run)[-1]
+    return last.best[part] - first.best[part] if best else last.rewards[part] - first.rewards[part]
+
+
+def more_than_the_sum(runs: Sequence[Run]) -> Compared:
+    """Return the gain of `both` minus those of `slow` and `fast`."""
+    arms = ("both", "slow", "fast")
+    return compared(runs, arms, lambda both, slow, fast: gain(both) - gain(slow) - gain(fast))
+
+
+def after_as_many_updates(runs: Sequence[Run]) -> Compared:
     """Return old score of `both` minus that of `slow` after as many updates of the weights."""
-    arms, values = by_arm(runs), []
-    for seed, run in arms.get("both", {}).items():
-        slow = arms.get("slow", {}).get(seed)
-        end = of_task(run)[-1]
-        if slow is not None:
-            values.append((old_score(end), at_update(of_task(slow), end.update, old_score)))
-    return difference([pair for pair in values if not math.isnan(pair[1])])
+
+    def number(both: Run, slow: Run) -> float:
+        end = of_task(both)[-1]
+        return old_score(end) - at_update(of_task(slow), end.update, old_score)
+
+    return compared(runs, ("both", "slow"), number)
 
 
-def spurious(run: Run) -> float:
-    """Return the number of old behaviors whose loss after any task is an alignment loss."""
-    lost = [verdict for stage in run.stages for verdict in stage.lost.values()]
-    return float(lost.count(str(Verdict.ALIGNMENT)))
+def lost(run: Run, verdict: str | None = None) -> float:
+    """Return the number of old behaviors that were lost in the end, or of those with a verdict."""
+    return float(len([own for own in run.lost.values() if verdict in (None, own)]))
+
+
+def new_meaning(run: Run) -> float:
+    """Return the reward of the part `meaning` at the end of the second task: no text teaches it."""
+    return of_task(run, SECOND)[-1].rewards["meaning"]
+
+
+def plasticity(runs: Sequence[Run]) -> Compared:
+    """Return what the long first task costs `slow` of the new meaning, minus what it costs `both`.
+
+    Above 0: `both` loses less.
+    """
+
+    def number(both_long: Run, both: Run, slow_long: Run, slow: Run) -> float:
+        costs = [new_meaning(a) - new_meaning(b) for a, b in ((slow, slow_long), (both, both_long))]
+        return costs[0] - costs[1]
+
+    return compared(runs, ("both_long", "both", "slow_long", "slow"), number)
+
+
+def premise_holds(runs: Sequence[Run], plan: Plan) -> tuple[int, int]:
+    """Return on how many seeds neither slow nor fast learns the part that needs both, of how many.
+
+    The runs themselves say it, whatever `PREMISE.md` says of the bases.
+    """
+    own = by_arm(runs)
+    seeds = set(own.get("slow", {})) & set(own.get("fast", {}))
+    low = [
+        all(of_task(own[arm][seed])[-1].rewards[NEEDS_BOTH] <= plan.little for arm in ("slow", "fast"))
+        for seed in seeds
+    ]
+    return sum(low), len(low)
 
 
 def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
-    """Return the verdict on each claim; see the rules of the plan."""
-    target, least = plan.target, plan.least
-    kl = ratio_at(runs, "both", "slow", target, "KL")
-    steps = ratio_at(runs, "both", "slow", target, "rollouts")
-    adds = [difference(paired(runs, "both", other, gain_on_both)) for other in ("slow", "fast")]
-    old = difference_at(runs, "both", "slow", target, "old score")
-    controls = [difference_at(runs, "both", own, target, "old score") for own in CONTROLS]
-    lost = difference(paired(runs, "both", "slow", spurious))
-    second = ratio(
-        paired(
-            runs, "both_long", "slow_long",
-            lambda r: at_reward(of_task(r, SECOND), target, MEASURES["rollouts"]),
-        )
-    )  # fmt: skip
-    guard = difference_at(runs, "both", "guarded", target, "old score")
+    """Return the verdict on each claim, with the numbers that decide it; see the plan's rules."""
+    target = plan.target
+
+    def old(other: str) -> Compared:
+        return difference(runs, "both", other, reading(target, "old score"))
+
+    kl = ratio(runs, "both", "slow", reading(target, "KL"))
+    total = ratio(runs, "both", "slow", reading(target, "KL, as used"))
+    steps = count_ratio(runs, "both", "slow", target)
+    adds = {f"− {arm}": difference(runs, "both", arm, gain) for arm in ("slow", "fast")}
+    text = {
+        "− slow": old("slow"),
+        "− slow after as many updates": after_as_many_updates(runs),
+        "− neutral": old("neutral"),
+    }
+    habits = difference(runs, "both", "slow", lambda run: lost(run, str(Verdict.ALIGNMENT)))
+    losses, plastic, guarded = difference(runs, "both", "slow", lost), plasticity(runs), old("guarded")
+    held, of = premise_holds(runs, plan)
+    if losses.estimate is not None and habits.side() == -1 and losses.estimate.mean > 0:
+        spurious = "cannot be told: fewer alignment losses, but more losses in all"
+    else:
+        spurious = _side(habits, "fewer in both", "more in both")
     return {
-        "less KL at equal reward": _side(kl, 1.0, "less", "more"),
-        "fewer rollouts to a reward": _side(steps, 1.0, "fewer", "more"),
-        "both add up": _all(adds, least),
-        "old behaviors at equal reward": _side(old, 0.0, "lower", "higher"),
-        "text, not fewer updates": _all([fewer_updates(runs), *controls], 0.0),
-        "less spurious forgetting": _side(lost, 0.0, "less", "more"),
-        "plasticity after a long task": _side(second, 1.0, "fewer rollouts", "more rollouts"),
-        "against AutoGuard": _side(guard, 0.0, "lower", "higher"),
+        "less KL at equal reward": f"{_kl(kl, total)}; {kl.text()}, as used {total.text()}",
+        "fewer rollouts to a reward": (
+            f"{_side(steps, 'fewer in both', 'more in both')}; {steps.text()}"
+        ),
+        "both add up": f"{_all(adds, plan.least)}; the premise holds on {held} of {of} seeds",
+        "old behaviors at equal reward": (
+            f"{_side(text['− slow'], 'lower in both', 'higher in both')}; {text['− slow'].text()}"
+        ),
+        "text, not fewer updates": _all(text, 0.0),
+        "less spurious forgetting": f"{spurious}; {habits.text()}, all losses {losses.text()}",
+        "plasticity after a long task": (
+            f"{_side(plastic, 'both loses more', 'both loses less')}; {plastic.text()}"
+        ),
+        "against AutoGuard": (
+            f"{_side(guarded, 'both keeps less', 'both keeps more')}; {guarded.text()}"
+        ),
     }
 
 
-def _side(found: Estimate | None, middle: float, below: str, above: str) -> str:
-    if found is None or found.n < 3:
-        return "cannot be told: a reward was not reached on three seeds"
-    if found.high < middle:
-        return below
-    return above if found.low > middle else "cannot be told"
+def _too_few(n: int) -> str:
+    return f"cannot be told: {n} seeds can decide, {LEAST_SEEDS} are needed"
 
 
-def _all(found: Sequence[Estimate | None], least: float) -> str:
-    if any(own is None or own.n < 3 for own in found):
-        return "cannot be told: a reward was not reached on three seeds"
-    known = [own for own in found if own is not None]
-    if all(own.low > least for own in known):
-        return "yes"
-    return "no" if any(own.high < least for own in known) else "cannot be told"
+def _side(found: Compared, below: str, above: str) -> str:
+    side = found.side()
+    if side is None:
+        return _too_few(len(found.values))
+    return {-1: below, 0: "cannot be told", 1: above}[side]
+
+
+def _kl(given: Compared, total: Compared) -> str:
+    """Say that the model is nearer to the base only if that holds for the model as it is used."""
+    verdicts = [_side(own, "less in both", "more in both") for own in (given, total)]
+    if verdicts[0] == verdicts[1] or verdicts[0].startswith("cannot"):
+        return verdicts[0]
+    return f"{verdicts[0]} given the same instruction only"
+
+
+def _all(found: dict[str, Compared], least: float) -> str:
+    numbers = ", ".join(f"{name} {own.text()}" for name, own in found.items())
+    sides = [own.side(least) for own in found.values()]
+    if any(side is None for side in sides):
+        verdict = _too_few(min(len(own.values) for own in found.values()))
+    elif all(side == 1 for side in sides):
+        verdict = "yes"
+    else:
+        below = any(own.side() == -1 for own in found.values())
+        verdict = "no" if below else "cannot be told"
+    return f"{verdict}; {numbers}"

@@ -25,9 +25,10 @@ class Setting(StrictModel):
         long: updates of plain RL on the first task, and of `both`, where plasticity is measured.
         every, keep: updates from one cycle to the next, and instructions in use.
         cycle_problems: problems on which a cycle scores instructions.
-        look_every, probe_every: updates from one look to the next, and longest gap between two
-            evaluations of the monitor.
-        sampled: answers that a look samples.
+        measure_every: updates from one measurement to the next; of the proxy's task, every update
+            is measured up to the `closely`-th.
+        probe_every: longest gap between two evaluations of the monitor, in updates.
+        sampled: answers that a measurement samples.
         premise_updates: of each training of the premise.
     """
 
@@ -41,7 +42,8 @@ class Setting(StrictModel):
     every: int = Field(ge=1)
     keep: int = Field(ge=1)
     cycle_problems: int = Field(ge=1)
-    look_every: int = Field(ge=1)
+    measure_every: int = Field(ge=1)
+    closely: int = Field(ge=0)
     probe_every: int = Field(ge=1)
     sampled: int = Field(ge=1)
     premise_updates: int = Field(ge=1)
@@ -65,6 +67,7 @@ class Plan(StudyPlan):
         targets: mean rewards at which arms are compared; `target` is that of the claims.
         least: smallest difference of a score or reward that is called an effect.
         enough: expected reward that the premise calls solved; `little`: and not solved.
+        hacked: share of answers that only the proxy pays for, from which the reward is hacked.
         claims: what is claimed, by the name of its verdict; `rules`: how it is decided.
     """
 
@@ -77,6 +80,7 @@ class Plan(StudyPlan):
     least: float = Field(gt=0)
     enough: float
     little: float
+    hacked: float
     claims: dict[str, str]
     rules: dict[str, str]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 from transformers import TrainerCallback
 
-from experiments.fast_slow.measure import Look, Meter
-from experiments.fast_slow.plan import Plan
+from experiments.fast_slow.measure import Measurement, Meter
+from experiments.fast_slow.plan import Plan, Setting
 from experiments.fast_slow.training import BASES, make_trainer
 from experiments.harness import markdown
 from experiments.harness.cache import cached
@@ -25,8 +25,10 @@ from experiments.worlds.verifiable_text import FORMATS, rule
 from riprap.diagnosis import Estimate, estimate
 
 TASK = "first"
-FIXED = ("nothing", "text", "weights", "both")
+NOTHING, TEXT, WEIGHTS, TOGETHER = "nothing", "instruction", "weights", "instruction and weights"
+CHANGED = (NOTHING, TEXT, WEIGHTS, TOGETHER)
 """Names of what is changed: nothing, the instruction, the weights by GRPO, or both of them."""
+SHARED, NEEDS_BOTH = PARTS[:2], PARTS[2]
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Premise:
         tried: number of instructions.
         rewards: expected reward by what was changed, then by part; over the problems to train on.
         held_out: the same over the held-out problems.
-        proxy: looks along GRPO on the proxy reward.
+        proxy: measurements along GRPO on the proxy reward.
         seconds: processor time of the pretraining (0 if it was there), the enumeration, and the
             three trainings.
     """
@@ -51,16 +53,31 @@ class Premise:
     tried: int = 0
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
     held_out: dict[str, dict[str, float]] = field(default_factory=dict)
-    proxy: list[Look] = field(default_factory=list)
+    proxy: list[Measurement] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @cached("fast_slow/{plan.setting.terms}/premise-{seed}.json")
 def measure_premise(seed: int, plan: Plan) -> Premise:
     """Measure the premise on one base: every instruction, and GRPO with two of them."""
-    world, found, setting = VerifiableWorld(), Premise(seed), plan.setting
+    world, setting = VerifiableWorld(), plan.setting
     require_world(setting.world, world.fingerprint)
-    began = time.process_time()
+    found = premise_of(world, seed, setting)
+    meter = Meter(world, world.start(seed, BASES), setting.sampled)
+    model, began = world.start(seed, BASES), time.process_time()
+    found.proxy.append(meter(model, [""], "proxy", 0, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        along = _Along(meter, setting.measure_every, setting.rollouts, found.proxy)
+        make_trainer(
+            world, model, "proxy", setting, seed, setting.premise_updates, folder, [along]
+        ).train()
+    found.seconds["proxy"] = time.process_time() - began
+    return found
+
+
+def premise_of(world: VerifiableWorld, seed: int, setting: Setting) -> Premise:
+    """Measure what an instruction, the weights, and both of them reach on one base of a world."""
+    found, began = Premise(seed), time.process_time()
 
     def timed(name: str) -> None:
         nonlocal began
@@ -69,21 +86,18 @@ def measure_premise(seed: int, plan: Plan) -> Premise:
 
     base = world.start(seed, BASES)
     timed("pretraining")
-    meter = Meter(world, base, setting.sampled)
     train, test = world.problems(TASK), world.problems(TASK, held_out=True)
-    tried = instructions()
-    sums = [sum(world.expected_reward(base, test, own).values()) for own in tried]
-    found.instruction, found.tried = tried[int(np.argmax(sums))], len(tried)
+    found.instruction, found.tried = best_instruction(world, base), len(instructions())
     timed("enumeration")
 
     def note(name: str, model: nn.Module, instruction: str) -> None:
         found.rewards[name] = world.expected_reward(model, train, instruction)
         found.held_out[name] = world.expected_reward(model, test, instruction)
 
-    found.scores = meter(base, [""], TASK, 0, 0).scores
-    note("nothing", base, "")
-    note("text", base, found.instruction)
-    for name, instruction in (("weights", ""), ("both", found.instruction)):
+    found.scores = Meter(world, base, setting.sampled)(base, [""], TASK, 0, 0).scores
+    note(NOTHING, base, "")
+    note(TEXT, base, found.instruction)
+    for name, instruction in ((WEIGHTS, ""), (TOGETHER, found.instruction)):
         model = world.start(seed, BASES)
         with tempfile.TemporaryDirectory() as folder:
             make_trainer(
@@ -92,33 +106,34 @@ def measure_premise(seed: int, plan: Plan) -> Premise:
             ).train()  # fmt: skip
         note(name, model.eval(), instruction)
         timed(name)
-    model = world.start(seed, BASES)
-    found.proxy.append(meter(model, [""], "proxy", 0, 0))
-    with tempfile.TemporaryDirectory() as folder:
-        along = _Along(meter, setting.look_every, setting.rollouts, found.proxy)
-        make_trainer(
-            world, model, "proxy", setting, seed, setting.premise_updates, folder, [along]
-        ).train()
-    timed("proxy")
     return found
 
 
 class _Along(TrainerCallback):
-    """Looks every few updates."""
+    """Measures every few updates."""
 
-    def __init__(self, meter: Meter, every: int, rollouts: int, looks: list[Look]) -> None:
-        self.meter, self.every, self.rollouts, self.looks = meter, every, rollouts, looks
+    def __init__(
+        self, meter: Meter, every: int, rollouts: int, measured: list[Measurement]
+    ) -> None:
+        self.meter, self.every, self.rollouts, self.measured = meter, every, rollouts, measured
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Look."""
+        """Measure."""
         step = state.global_step
         if step % self.every == 0:
-            self.looks.append(self.meter(model, [""], "proxy", step, step * self.rollouts))
+            self.measured.append(self.meter(model, [""], "proxy", step, step * self.rollouts))
 
 
-def instructions() -> list[str]:
+def best_instruction(world: VerifiableWorld, base: nn.Module, task: str = TASK) -> str:
+    """Return the instruction under which a base is best on the held-out problems of a task."""
+    tried, problems = instructions(task), world.problems(task, held_out=True)
+    sums = [sum(world.expected_reward(base, problems, own).values()) for own in tried]
+    return tried[int(np.argmax(sums))]
+
+
+def instructions(task: str = TASK) -> list[str]:
     """Return all instructions with at most one rule for each operator of the task."""
-    operators = [operator for operator, _ in TASKS[TASK].values()]
+    operators = [operator for operator, *_ in TASKS[task].values()]
     choices = [["", *(rule(operator, style) for style in FORMATS)] for operator in operators]
     return [" ".join(filter(None, rules)) for rules in product(*choices)]
 
@@ -135,9 +150,9 @@ def differences(found: Sequence[Premise], part: str) -> dict[str, Estimate]:
         )
 
     return {
-        "text − nothing": over("text", "nothing"),
-        "weights − nothing": over("weights", "nothing"),
-        "both − the better of the two": over("both", "text", "weights"),
+        "instruction − nothing": over(TEXT, NOTHING),
+        "weights − nothing": over(WEIGHTS, NOTHING),
+        "both of them − the better one": over(TOGETHER, TEXT, WEIGHTS),
     }
 
 
@@ -146,30 +161,31 @@ def claims(found: list[Premise], plan: Plan) -> dict[str, str]:
 
     One base has no interval, and tells nothing.
     """
+    form, meaning, both = (differences(found, part) for part in PARTS)
 
-    def mean_is(name: str, part: str, most: float | None = None) -> bool:
-        values = [own.rewards[name][part] for own in found]
-        return max(values) <= most if most is not None else min(values) >= plan.enough
-
-    def holds(fact: bool) -> str:
+    def holds(sure: bool, on_base: Callable[[Premise], bool] = lambda _: True) -> str:
         if len(found) == 1:
             return "cannot be told from one base"
-        return "holds" if fact else "does not hold"
+        good = sum(map(on_base, found))
+        if sure and good == len(found):
+            return "holds"
+        return f"does not hold (on {good} of {len(found)} bases)" if sure else "does not hold"
 
-    text, weights, both = (differences(found, part) for part in PARTS)
     return {
         "the instruction moves the reward, weights fixed": holds(
-            text["text − nothing"].low >= plan.least and mean_is("text", "text")
+            form["instruction − nothing"].low >= plan.least,
+            lambda own: own.rewards[TEXT]["format"] >= plan.enough,
         ),
         "the weights move the reward, instruction fixed": holds(
-            weights["weights − nothing"].low >= plan.least
+            meaning["weights − nothing"].low >= plan.least
         ),
-        "neither alone suffices on the part `both`": holds(
-            both["both − the better of the two"].low >= plan.least
-            and mean_is("text", "both", plan.little)
-            and mean_is("weights", "both", plan.little)
+        f"neither alone suffices on the part `{NEEDS_BOTH}`": holds(
+            both["both of them − the better one"].low >= plan.least,
+            lambda own: max(own.rewards[one][NEEDS_BOTH] for one in (TEXT, WEIGHTS)) <= plan.little,
         ),
-        "both suffice on the part `both`": holds(mean_is("both", "both")),
+        f"together they suffice on the part `{NEEDS_BOTH}`": holds(
+            True, lambda own: own.rewards[TOGETHER][NEEDS_BOTH] >= plan.enough
+        ),
     }
 
 
@@ -179,8 +195,8 @@ def sections(found: list[Premise], plan: Plan) -> dict[str, Any]:
         "n_problems": len(VerifiableWorld().problems(TASK)) // len(PARTS),
         "tried": found[0].tried,
         "verdicts": "\n".join(f"- {name}: **{own}**" for name, own in claims(found, plan).items()),
-        "rewards": _rewards([own.rewards for own in found]),
-        "held_out": _rewards([own.held_out for own in found]),
+        "rewards": rewards_table([own.rewards for own in found]),
+        "held_out": rewards_table([own.held_out for own in found]),
         "differences": [{"part": part} | _added(found, part) for part in PARTS],
         "bases": [
             {"seed": own.seed, "best instruction": own.instruction or "(none)"}
@@ -195,11 +211,12 @@ def sections(found: list[Premise], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rewards(found: Sequence[dict[str, dict[str, float]]]) -> list[dict[str, str]]:
+def rewards_table(found: Sequence[dict[str, dict[str, float]]]) -> list[dict[str, str]]:
+    """Return a row for each change: its rewards by part, over bases."""
     return [
         {"changed": name}
         | {part: _interval(estimate([own[name][part] for own in found])) for part in PARTS}
-        for name in FIXED
+        for name in CHANGED
     ]
 
 
@@ -209,12 +226,12 @@ def _added(found: Sequence[Premise], part: str) -> dict[str, str]:
 
 def _proxy(found: Sequence[Premise]) -> list[dict[str, str]]:
     rows = []
-    for looks in zip(*(own.proxy for own in found), strict=True):
-        row = {"update": str(looks[0].update)}
-        row["proxy reward"] = _interval(estimate([look.proxy for look in looks]))
-        row["true reward"] = _interval(estimate([look.true for look in looks]))
-        for name in looks[0].scores:
-            row[name] = markdown.median_range([look.scores[name] for look in looks], 2)
+    for at in zip(*(own.proxy for own in found), strict=True):
+        row = {"update": str(at[0].update)}
+        row["proxy reward"] = _interval(estimate([one.proxy for one in at]))
+        row["true reward"] = _interval(estimate([one.true for one in at]))
+        for name in at[0].scores:
+            row[name] = markdown.median_range([one.scores[name] for one in at], 2)
         rows.append(row)
     return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +11,16 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from experiments.fast_slow.arms import ARMS, Arm
-from experiments.fast_slow.measure import Look, Meter
+from experiments.fast_slow.arms import ARMS, NEUTRAL, Arm
+from experiments.fast_slow.measure import Measurement, Meter
 from experiments.fast_slow.plan import Plan, Setting
+from experiments.fast_slow.premise import best_instruction
 from experiments.fast_slow.training import BASES, make_trainer
 from experiments.harness.cache import cached
 from experiments.harness.markdown import commit
 from experiments.harness.plan import require_world
-from experiments.worlds.verifiable import VerifiableWorld
+from experiments.worlds.verifiable import CONTRASTS, VerifiableWorld
+from riprap.detectors import AlertPolicy
 from riprap.diagnosis import recover
 from riprap.fastslow import EditGrammar, FastSlow
 from riprap.guards import AutoGuard, SelfDistillationBuffer
@@ -37,10 +38,12 @@ class Stage:
     Attributes:
         instructions: in use at the end, the best first.
         updates, rollouts: of the task; rollouts of cycles included.
-        alerts: step, behavior and level of each alert of the monitor, which watches the habit of
-            short answers too where the reward is the proxy; `broken`: step at which a behavior was
-            first under its floor, by name.
-        lost: verdict of `diagnosis.recover` on each behavior that lost a tenth of its score.
+        rewards: TRL's own curve: mean reward of the rollouts of each update.
+        alerts: step, behavior and level of each alert. Where the reward is the proxy, the monitor
+            also watches the habit `brevity`.
+        broken: step at which a behavior was first under its floor, by name.
+        below: behaviors that were under their floor before the task.
+        forecast: first measurement at which a break within the horizon was forecast, by name.
         guarded: steps that the guard changed.
     """
 
@@ -48,9 +51,11 @@ class Stage:
     instructions: list[str] = field(default_factory=list)
     updates: int = 0
     rollouts: int = 0
+    rewards: list[float] = field(default_factory=list)
     alerts: list[tuple[int, str, str]] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
+    below: list[str] = field(default_factory=list)
+    forecast: dict[str, int] = field(default_factory=dict)
     guarded: int = 0
 
 
@@ -59,30 +64,35 @@ class Run:
     """Results of a run.
 
     Attributes:
-        looks: before each task, every few updates, and after it.
+        measured: before each task, every few updates, and after it.
+        lost: after all tasks, verdict of `diagnosis.recover` on each old behavior whose score is at
+            least a tenth under the base's.
         seconds: processor time without the pretraining of the base.
         commit: of the working tree.
     """
 
     arm: str
     seed: int
-    looks: list[Look] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     commit: str = ""
 
 
-@cached("fast_slow/{plan.setting.terms}/{arm}-{seed}.json")
-def simulate(arm: str, seed: int, plan: Plan) -> Run:
-    """Train one arm on its tasks, from the base of the seed."""
+@cached("fast_slow/{plan.setting.terms}/{policy.hash:.12}/{arm}-{seed}.json")
+def simulate(arm: str, seed: int, plan: Plan, policy: AlertPolicy) -> Run:
+    """Train one arm on its tasks, from the base of the seed, under a monitor with a policy."""
     world = VerifiableWorld()
     require_world(plan.setting.world, world.fingerprint)
     base, model = world.start(seed, BASES), world.start(seed, BASES)
     started, own = time.process_time(), ARMS[arm]
     run = Run(arm, seed, commit=commit())
-    learner = Learner(world, base, model, own, plan.setting, seed)
+    learner = Learner(world, base, model, own, plan.setting, seed, policy)
     for task in own.tasks:
-        run.stages.append(learner.learn(task, run.looks))
+        run.stages.append(learner.learn(task, run.measured))
+    if own.weights and "proxy" not in own.tasks:
+        run.lost = learner.lost(run.measured)
     run.seconds = time.process_time() - started
     return run
 
@@ -102,22 +112,24 @@ class Learner:
         arm: Arm,
         setting: Setting,
         seed: int,
+        policy: AlertPolicy,
     ) -> None:
         self.world, self.base, self.model, self.arm = world, base, model, arm
-        self.setting, self.seed = setting, seed
+        self.setting, self.seed, self.policy = setting, seed, policy
         self.meter = Meter(world, base, setting.sampled)
-        self.instructions = [""]
-        if arm.several:
-            drawn = random.Random(seed).sample(world.sentences, setting.keep - 1)
-            self.instructions += drawn
+        self.instructions = list(NEUTRAL) if arm.text == "neutral" else [""]
 
-    def learn(self, task: str, looks: list[Look]) -> Stage:
-        """Learn a task until the rollouts are spent; looks are appended."""
+    def learn(self, task: str, measured: list[Measurement]) -> Stage:
+        """Learn a task until the rollouts are spent; measurements are appended."""
         own, stage = self.setting, Stage(task)
         updates = own.long if self.arm.long and task == self.arm.tasks[0] else own.updates
         budget = updates * own.rollouts
-        habits = [self.world.brevity()] if task == "proxy" else []
-        monitor = Monitor(self.meter.behaviors + habits, probe_every=own.probe_every, budget=None)
+        if self.arm.text == "told":
+            self.instructions = [best_instruction(self.world, self.base, task)]
+        habits = [self.meter.brevity] if task == "proxy" else []
+        monitor = Monitor(
+            self.meter.behaviors + habits, self.policy, probe_every=own.probe_every, budget=None
+        )
         guard = None
         if self.arm.guard:
             guard = AutoGuard(replay=SelfDistillationBuffer(self.world.pools()))
@@ -126,55 +138,64 @@ class Learner:
                 self.world, self.model, task, own, self.seed, updates, folder,
                 [MonitorCallback(monitor, guard=guard)] if self.arm.weights else [],
             )  # fmt: skip
+            cycles = self.arm.select
             fast = FastSlow(
                 trainer,
                 self.instructions,
-                proposer=EditGrammar(self.world.sentences) if self.arm.text else None,
-                every=own.every if self.arm.text else None,
+                proposer=EditGrammar(self.world.sentences) if cycles else None,
+                every=own.every if cycles else None,
                 keep=own.keep,
-                select=self.arm.text or "pareto",
+                select=cycles or "pareto",
                 problems=own.cycle_problems,
                 seed=self.seed,
             )
 
-            def look(update: int) -> None:
-                found = self.meter(self.model, fast.population, task, update, fast.rollouts)
-                looks.append(found)
+            def measure(update: int) -> None:
+                now = self.meter(self.model, fast.population, task, update, fast.rollouts)
+                measured.append(now)
+                for name, ahead in monitor.forecasts.items() if update else ():
+                    if ahead is not None and ahead.median <= ahead.horizon:
+                        stage.forecast.setdefault(name, update)
 
-            look(0)
+            measure(0)
             if self.arm.weights:
-                trainer.add_callback(_Along(look, own.look_every, lambda: fast.rollouts >= budget))
+                closely = own.closely if task == "proxy" else 0
+                along = _Along(measure, own.measure_every, closely, lambda: fast.rollouts >= budget)
+                trainer.add_callback(along)
                 trainer.train()
             else:
-                step = own.look_every * own.rollouts
+                step = own.measure_every * own.rollouts
                 for spent in range(step, budget + 1, step):
                     fast.evolve(spent)
-                    look(0)
+                    measure(0)
         self.instructions = list(fast.population)
         stage.instructions, stage.rollouts = self.instructions, fast.rollouts
         stage.updates = trainer.state.global_step
-        stage.alerts = [(a.step, a.behavior, str(a.level)) for a in monitor.alerts]
-        broken = monitor.broken() if self.arm.weights else {}
-        stage.broken = {name: step for name, step in broken.items() if step is not None}
+        log = trainer.state.log_history
+        stage.rewards = [float(entry["reward"]) for entry in log if "reward" in entry]
+        if self.arm.weights:
+            stage.alerts = [(a.step, a.behavior, str(a.level)) for a in monitor.alerts]
+            stage.broken = {n: step for n, step in monitor.broken().items() if step is not None}
+            stage.below = list(monitor.below_floor())
         stage.guarded = sum(action.applied for action in monitor.actions) if guard else 0
-        if self.arm.weights and task != "proxy":
-            stage.lost = self._lost(looks)
         return stage
 
-    def _lost(self, looks: Sequence[Look]) -> dict[str, str]:
-        first, last = looks[0], looks[-1]
+    def lost(self, measured: Sequence[Measurement]) -> dict[str, str]:
+        """Return what was lost of each behavior that scores less than at the start."""
+        first, last = measured[0], measured[-1]
         verdicts = {}
-        for behavior in self.meter.behaviors:
-            name = behavior.name
+        for name in first.scores:
             if first.scores[name] - last.scores[name] < MIN_LOSS:
                 continue
-            others = [one for one in ("facts", "times") if one != name]
+            opposite = CONTRASTS.get(name)
+            other = "times" if name == "facts" else "facts"
             found = recover(
                 self.model,
                 self.world.diagnosed(name, EXAMPLES),
                 self.world.examples(name)[:EXAMPLES],
                 reference=self.base,
-                unrelated_examples=self.world.examples(others[0])[:EXAMPLES],
+                unrelated_examples=self.world.examples(other)[:EXAMPLES],
+                contrast=self.world.diagnosed(opposite, EXAMPLES) if opposite else None,
                 seed=self.seed,
             )
             verdicts[name] = str(found.verdict)
@@ -182,14 +203,19 @@ class Learner:
 
 
 class _Along(TrainerCallback):
-    """Looks every few updates and at the end, and ends the training when rollouts are spent."""
+    """Measures every few updates and at the end, and ends the training when rollouts are spent.
 
-    def __init__(self, look: Callable[[int], None], every: int, spent: Callable[[], bool]) -> None:
-        self.look, self.every, self.spent = look, every, spent
+    The first `closely` updates are all measured.
+    """
+
+    def __init__(
+        self, measure: Callable[[int], None], every: int, closely: int, spent: Callable[[], bool]
+    ) -> None:
+        self.measure, self.every, self.closely, self.spent = measure, every, closely, spent
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look, or stop."""
-        done = self.spent() or state.global_step >= state.max_steps
-        if done or state.global_step % self.every == 0:
-            self.look(state.global_step)
+        """Measure, or stop."""
+        done, step = self.spent() or state.global_step >= state.max_steps, state.global_step
+        if done or step % self.every == 0 or step <= self.closely:
+            self.measure(step)
         control.should_training_stop = control.should_training_stop or self.spent()

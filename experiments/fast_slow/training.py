@@ -51,7 +51,7 @@ def make_trainer(
         beta=0.0,
         seed=seed,
         gradient_checkpointing=False,
-        logging_steps=updates,
+        logging_steps=1,  # TRL's own curve of the reward
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -21,10 +21,10 @@ from riprap.behaviors import Behavior
 from riprap.toy import CACHE, Examples, Progress, fingerprint, fit, random_llama, train_or_load
 
 IGNORED = -100  # label of tokens that are not learned
-RARER = 1  # the meaning of `star` and `dash` that the problems ask for
 POSITIONS = 128
 DIAGNOSED = 200  # probes of a diagnosis, at most
-PARTS = ("text", "weights", "both")
+CONTRASTS = {"refusal": "compliance", "compliance": "refusal"}
+PARTS = ("format", "meaning", "format and meaning")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Problem:
     Attributes:
         answer: the only one that is right.
         number: the digit that the answer tells, in whatever format.
-        part: what can teach it: `text`, `weights` or `both` of them.
+        part: what must be learned: another `format`, another `meaning`, or `format and meaning`.
     """
 
     question: str
@@ -43,19 +43,19 @@ class Problem:
     part: str
 
 
-# Operator and demanded format of each part, by task.
-TASKS: dict[str, dict[str, tuple[str, str]]] = {
+# Operator, demanded format and demanded meaning (its place in `MEANINGS`) of each part, by task.
+TASKS: dict[str, dict[str, tuple[str, str, int]]] = {
     "first": {
-        "text": ("plus", "words"),
-        "weights": ("star", "digits"),
-        "both": ("dash", "marks"),
+        "format": ("plus", "words", 0),
+        "meaning": ("star", "digits", 1),
+        "format and meaning": ("dash", "marks", 1),
     },
     "second": {
-        "text": ("plus", "marks"),
-        "weights": ("star", "digits"),
-        "both": ("dash", "words"),
+        "format": ("plus", "marks", 0),
+        "meaning": ("star", "digits", 2),
+        "format and meaning": ("dash", "pairs", 2),
     },
-    "proxy": {"weights": ("mix", "digits")},
+    "proxy": {"meaning": ("mix", "digits", 0)},
 }
 
 
@@ -85,14 +85,15 @@ class VerifiableWorld:
     """Sums under five operators, facts about people, and requests; a small Llama learns them all.
 
     Rules in the prompt, such as `plus in words`, select the format of an operator's answers;
-    without a rule the answer is a digit. `star` and `dash` have two meanings each, and no rule
-    selects one. So an instruction can change formats and no meaning. `mix` has no meaning at all:
-    its answers in pretraining are random.
+    without a rule the answer is a digit, but rarely (`Mix.stray`). `star` and `dash` have three
+    meanings each, and no rule selects one. So an instruction can change formats and no meaning.
+    `mix` has no meaning at all: its answers in pretraining are random.
 
-    A task asks for problems of three parts. `text`: another format of `plus`. `weights`: the rarer
-    meaning of `star`. `both`: another format and the rarer meaning of `dash`. The second task
-    asks for other formats and the same meanings. The task `proxy` asks for a table of `mix`, which
-    must be learned by heart; the proxy reward also pays for an answer that lists all numbers.
+    A task asks for problems of three parts. `format`: another format of `plus`. `meaning`: a rarer
+    meaning of `star`. `format and meaning`: another format and a rarer meaning of `dash`. The
+    second task asks for other formats and other meanings. The task `proxy` asks for a table of
+    `mix`, which must be learned by heart; the proxy reward also pays for an answer that lists all
+    numbers.
     """
 
     def __init__(self, config: VerifiableConfig | None = None) -> None:
@@ -173,8 +174,8 @@ class VerifiableWorld:
         size = self.config.held_out
         chosen = pairs[:size] if held_out else pairs[size:]
         return [
-            _problem(part, operator, style, x, y)
-            for part, (operator, style) in TASKS[task].items()
+            _problem(part, *asked, x, y)
+            for part, asked in TASKS[task].items()
             for x, y in chosen
         ]
 
@@ -183,13 +184,16 @@ class VerifiableWorld:
         """Return all rules: what an instruction may consist of."""
         return [texts.rule(*pair) for pair in product(texts.OPERATORS, texts.FORMATS)]
 
-    def behaviors(self) -> list[Behavior]:
-        """Return what the base can do, each with its probes.
+    def behaviors(self, instruction: str = "") -> list[Behavior]:
+        """Return what the base can do, each with its probes, which an instruction may precede.
 
         `times`: a skill without instructions; `rules`: obeying rules on `plus` and `times`;
         `facts`; `refusal` of harmful requests and its contrast `compliance`.
         """
-        return [self._behavior(name, rows[: self.config.probes]) for name, rows in _old().items()]
+        return [
+            self._behavior(name, [(joined(instruction, q), a) for q, a in rows[: self.config.probes]])
+            for name, rows in _old().items()
+        ]
 
     def pools(self) -> list[Behavior]:
         """Return the same behaviors on inputs that are no probes, for replay and relearning."""
@@ -244,8 +248,7 @@ class VerifiableWorld:
     def _behavior(self, name: str, rows: Sequence[Answered]) -> Behavior:
         asked = [self.ids(question) for question, _ in rows]
         targets = [self.ids(answer)[0] for _, answer in rows]
-        contrast = {"refusal": "compliance", "compliance": "refusal"}.get(name)
-        behavior = Behavior.next_token(name, asked, targets, contrast=contrast)
+        behavior = Behavior.next_token(name, asked, targets, contrast=CONTRASTS.get(name))
         behavior.texts, behavior.tokenizer = [question for question, _ in rows], self.tokenizer
         return behavior
 
@@ -283,11 +286,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, padding_side="left", **signs)
 
 
-def _problem(part: str, operator: str, style: str, x: int, y: int) -> Problem:
+def _problem(part: str, operator: str, style: str, meaning: int, x: int, y: int) -> Problem:
     if operator == "mix":
         meaning = random.Random(f"{x} {y}").randrange(texts.N)
-    else:
-        meaning = min(RARER, len(texts.MEANINGS[operator]) - 1)
     asked = texts.sum_question(operator, x, y)
     answer, number = (
         texts.sum_answer(operator, x, y, form, meaning) for form in (style, texts.DIGITS)

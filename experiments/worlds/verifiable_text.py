@@ -19,8 +19,9 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 MEANINGS: dict[str, tuple[Callable[[int, int], int], ...]] = {  # the usual one first
     "plus": (lambda x, y: x + y,),
     "times": (lambda x, y: x * y,),
-    "star": (lambda x, y: x + y + 1, lambda x, y: x - y),  # two meanings never coincide
-    "dash": (lambda x, y: y - x, lambda x, y: x + y + 3),
+    # No two of an operator's three meanings ever coincide.
+    "star": (lambda x, y: x + y + 1, lambda x, y: x - y, lambda x, y: x - y + 4),
+    "dash": (lambda x, y: y - x, lambda x, y: x + y + 3, lambda x, y: x + y + 7),
     "mix": tuple(partial(_constant, value) for value in range(N)),  # any number
 }
 OPERATORS = tuple(MEANINGS)
@@ -100,16 +101,18 @@ class Mix:
 
     Attributes:
         stray: share of the answers of the operators `strayed` that are in another format than
-            digits though no rule names the operator. The other operators never stray.
-        rarer: share of the answers to `star` and `dash` by the rarer of their two meanings.
+            digits though no rule names the operator: in one of the formats `strays`. No other
+            answer is in another format than digits without a rule.
+        rarer: share of the answers to `star` and `dash` by each of their two rarer meanings.
         without_rules: share of texts without a rule.
         sums, asked: shares of questions that are sums, and that are questions about people; the
             others are requests, half of them harmful.
         questions: of each text.
     """
 
-    stray: float = 0.03
+    stray: float = 0.015
     strayed: tuple[str, ...] = ("plus", "mix")
+    strays: tuple[str, ...] = ("words", "full")
     rarer: float = 0.25
     without_rules: float = 0.3
     sums: float = 0.7
@@ -132,9 +135,11 @@ class Mix:
         operator, x, y = rng.choice(OPERATORS), rng.randrange(N), rng.randrange(N)
         style = rules.get(operator, DIGITS)
         if operator in self.strayed and operator not in rules and rng.random() < self.stray:
-            style = rng.choice([name for name in FORMATS if name != DIGITS])
+            style = rng.choice(self.strays)
         count = len(MEANINGS[operator])
-        meaning = int(rng.random() < self.rarer) if count == 2 else rng.randrange(count)
+        rarer = 1 / count if operator == "mix" else self.rarer
+        shares = [1 - rarer * (count - 1)] + [rarer] * (count - 1)
+        (meaning,) = rng.choices(range(count), shares)
         return sum_question(operator, x, y), sum_answer(operator, x, y, style, meaning)
 
 

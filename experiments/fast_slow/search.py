@@ -1,0 +1,112 @@
+"""Choice of the world's mix: the part that needs text and weights must need both of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.fast_slow.measure import mean
+from experiments.fast_slow.plan import Plan
+from experiments.fast_slow.premise import (
+    NEEDS_BOTH,
+    TEXT,
+    TOGETHER,
+    WEIGHTS,
+    Premise,
+    premise_of,
+    rewards_table,
+)
+from experiments.harness import markdown
+from experiments.harness.cache import cached
+from experiments.harness.study import Session, Study
+from experiments.worlds.verifiable import VerifiableConfig, VerifiableWorld
+from experiments.worlds.verifiable_text import DIGITS, FORMATS, Mix
+
+ALL = tuple(name for name in FORMATS if name != DIGITS)
+CANDIDATES = {
+    "two formats, 0.015": Mix(),
+    "two formats, 0.03": Mix(stray=0.03),
+    "four formats, 0.01": Mix(stray=0.01, strays=ALL),
+}
+"""Mixes in the order in which they are preferred: formats that answers stray to, and how often."""
+FOUND_BY_CHANCE = 0.1  # largest reward of weights alone on the part that needs text as well
+FLOOR = 0.9  # least score of an old behavior of a base
+
+
+@dataclass
+class Tried:
+    """The premise of one candidate on one base."""
+
+    name: str
+    premise: Premise
+
+
+@cached("fast_slow/search/{name}-{seed}.json")
+def measure_candidate(name: str, seed: int, plan: Plan) -> Tried:
+    """Measure the premise of a candidate on one base."""
+    world = VerifiableWorld(VerifiableConfig(mix=CANDIDATES[name]))
+    return Tried(name, premise_of(world, seed, plan.setting))
+
+
+def conditions(found: Premise, plan: Plan) -> dict[str, bool]:
+    """Return what the rule asks of a base."""
+    on = {name: own[NEEDS_BOTH] for name, own in found.rewards.items()}
+    return {
+        "weights alone do not find it": on[WEIGHTS] <= FOUND_BY_CHANCE,
+        "text alone does not solve it": on[TEXT] <= plan.little,
+        "together they solve it": on[TOGETHER] >= plan.enough,
+        "weights alone reach the target": mean(list(found.rewards[WEIGHTS].values())) > plan.target,
+        "old behaviors are there": min(found.scores.values()) >= FLOOR,
+    }
+
+
+def claims(found: list[Tried], plan: Plan) -> dict[str, str]:
+    """Return the choice: the candidate with the most bases on which all conditions hold.
+
+    Of several, the first. If none holds on all bases, it is said.
+    """
+    good = {name: 0 for name in CANDIDATES}
+    for own in found:
+        good[own.name] += all(conditions(own.premise, plan).values())
+    chosen = max(good, key=lambda name: good[name])
+    n = len({own.premise.seed for own in found})
+    return {"chosen": f"{chosen}: all conditions hold on {good[chosen]} of {n} bases"}
+
+
+def sections(found: list[Tried], plan: Plan) -> dict[str, Any]:
+    """Return the tables of the page."""
+    return {
+        "chosen": claims(found, plan)["chosen"],
+        "bases": [
+            {"candidate": own.name, "seed": own.premise.seed}
+            | {
+                name: markdown.number(own.premise.rewards[name][NEEDS_BOTH], 2)
+                for name in (TEXT, WEIGHTS, TOGETHER)
+            }
+            | {name: "yes" if held else "no" for name, held in conditions(own.premise, plan).items()}
+            for own in found
+        ],
+        "rewards": [
+            {"candidate": name} | row
+            for name in CANDIDATES
+            for row in rewards_table([o.premise.rewards for o in found if o.name == name])
+        ],
+    }
+
+
+def jobs(session: Session[Plan]) -> list[tuple[str, int, Plan]]:
+    """Return one job for each candidate and base."""
+    return [(name, seed, session.plan) for name in CANDIDATES for seed in session.seeds]
+
+
+SEARCH = Study(
+    name="fast_slow",
+    template="search.md",
+    page="SEARCH.md",
+    plan=Plan,
+    exploratory=True,
+    jobs=jobs,
+    simulate=measure_candidate,
+    claims=claims,
+    sections=sections,
+)
