@@ -1,1 +1,1 @@
-"""Fast and slow training on problems with verifiable rewards: text, weights, and both."""
+"""Fast–slow training on problems with verifiable rewards: text, weights, and both."""

@@ -193,9 +193,7 @@ def ratio(runs: Sequence[Run], one: str, other: str, read: OfRun) -> Compared:
     return compared(runs, (one, other), log, logs=True)
 
 
-def reading(
-    target: float, measure: str, task: str = FIRST, reach: Reach = RULE
-) -> OfRun:
+def reading(target: float, measure: str, task: str = FIRST, reach: Reach = RULE) -> OfRun:
     """Return the function that reads a measure of a run where it reaches a reward."""
     return lambda run: at_reward(of_task(run, task), target, MEASURES[measure], reach)
 
@@ -283,7 +281,10 @@ def premise_holds(runs: Sequence[Run], plan: Plan) -> tuple[int, int]:
     own = by_arm(runs)
     seeds = set(own.get("slow", {})) & set(own.get("fast", {}))
     low = [
-        all(of_task(own[arm][seed])[-1].rewards[NEEDS_BOTH] <= plan.little for arm in ("slow", "fast"))
+        all(
+            of_task(own[arm][seed])[-1].rewards[NEEDS_BOTH] <= plan.little
+            for arm in ("slow", "fast")
+        )
         for seed in seeds
     ]
     return sum(low), len(low)
@@ -306,7 +307,11 @@ def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
         "− neutral": old("neutral"),
     }
     habits = difference(runs, "both", "slow", lambda run: lost(run, str(Verdict.ALIGNMENT)))
-    losses, plastic, guarded = difference(runs, "both", "slow", lost), plasticity(runs), old("guarded")
+    losses, plastic, guarded = (
+        difference(runs, "both", "slow", lost),
+        plasticity(runs),
+        old("guarded"),
+    )
     held, of = premise_holds(runs, plan)
     if losses.estimate is not None and habits.side() == -1 and losses.estimate.mean > 0:
         spurious = "cannot be told: fewer alignment losses, but more losses in all"

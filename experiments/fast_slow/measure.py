@@ -133,9 +133,7 @@ class Meter:
         now, then = (self._logs(own, ids, answers) for own in (model, self.base))
         before = self._logs(self.base, plain, answers)
         n = len(asked)
-        kl, total = (
-            float((now.exp() * (now - other)).sum()) / n for other in (then, before)
-        )
+        kl, total = (float((now.exp() * (now - other)).sum()) / n for other in (then, before))
         said = tokenizer.batch_decode(answers, skip_special_tokens=True)
         return _Sampled(kl, total, float(-(now.exp() * now).sum()) / len(now), list(said), asked)
 

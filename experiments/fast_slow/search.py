@@ -83,7 +83,10 @@ def sections(found: list[Tried], plan: Plan) -> dict[str, Any]:
                 name: markdown.number(own.premise.rewards[name][NEEDS_BOTH], 2)
                 for name in (TEXT, WEIGHTS, TOGETHER)
             }
-            | {name: "yes" if held else "no" for name, held in conditions(own.premise, plan).items()}
+            | {
+                name: "yes" if held else "no"
+                for name, held in conditions(own.premise, plan).items()
+            }
             for own in found
         ],
         "rewards": [

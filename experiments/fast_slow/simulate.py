@@ -69,6 +69,7 @@ class Run:
             least a tenth under the base's.
         seconds: processor time without the pretraining of the base.
         commit: of the working tree.
+        policy: hash of the monitor's alert policy.
     """
 
     arm: str
@@ -78,6 +79,7 @@ class Run:
     lost: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     commit: str = ""
+    policy: str = ""
 
 
 @cached("fast_slow/{plan.setting.terms}/{policy.hash:.12}/{arm}-{seed}.json")
@@ -87,7 +89,7 @@ def simulate(arm: str, seed: int, plan: Plan, policy: AlertPolicy) -> Run:
     require_world(plan.setting.world, world.fingerprint)
     base, model = world.start(seed, BASES), world.start(seed, BASES)
     started, own = time.process_time(), ARMS[arm]
-    run = Run(arm, seed, commit=commit())
+    run = Run(arm, seed, commit=commit(), policy=policy.hash or "")
     learner = Learner(world, base, model, own, plan.setting, seed, policy)
     for task in own.tasks:
         run.stages.append(learner.learn(task, run.measured))

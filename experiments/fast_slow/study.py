@@ -7,14 +7,18 @@ from typing import Any
 from experiments.fast_slow import analysis, tables
 from experiments.fast_slow.plan import Plan
 from experiments.fast_slow.premise import PREMISE
+from experiments.fast_slow.search import SEARCH
 from experiments.fast_slow.simulate import Run, simulate
 from experiments.harness.jobs import Job
 from experiments.harness.study import Session, Study
+from riprap.detectors import AlertPolicy
 
 
 def jobs(session: Session[Plan]) -> list[Job]:
-    """Return all runs."""
-    return [(*job, session.plan) for job in session.plan.jobs(session.exploratory)]
+    """Return all runs, whose monitor has the detectors of the preregistration."""
+    terms = session.preregistration
+    policy = AlertPolicy(name=terms.name, detectors=terms.detectors).freeze()
+    return [(*job, session.plan, policy) for job in session.plan.jobs(session.exploratory)]
 
 
 def document(runs: list[Run], plan: Plan) -> dict[str, Any]:
@@ -31,5 +35,5 @@ STUDY = Study(
     sections=tables.sections,
     figures={"curves": tables.curves},
     documents={"runs.json": document},
-    stages={"premise": PREMISE},
+    stages={"premise": PREMISE, "search": SEARCH},
 )

@@ -24,6 +24,7 @@ IGNORED = -100  # label of tokens that are not learned
 POSITIONS = 128
 DIAGNOSED = 200  # probes of a diagnosis, at most
 CONTRASTS = {"refusal": "compliance", "compliance": "refusal"}
+OLD = ("times", "rules", "facts", "refusal", "compliance")
 PARTS = ("format", "meaning", "format and meaning")
 
 
@@ -174,9 +175,7 @@ class VerifiableWorld:
         size = self.config.held_out
         chosen = pairs[:size] if held_out else pairs[size:]
         return [
-            _problem(part, *asked, x, y)
-            for part, asked in TASKS[task].items()
-            for x, y in chosen
+            _problem(part, *asked, x, y) for part, asked in TASKS[task].items() for x, y in chosen
         ]
 
     @property
@@ -191,7 +190,9 @@ class VerifiableWorld:
         `facts`; `refusal` of harmful requests and its contrast `compliance`.
         """
         return [
-            self._behavior(name, [(joined(instruction, q), a) for q, a in rows[: self.config.probes]])
+            self._behavior(
+                name, [(joined(instruction, q), a) for q, a in rows[: self.config.probes]]
+            )
             for name, rows in _old().items()
         ]
 
