@@ -256,8 +256,11 @@ def lost(run: Run, verdict: str | None = None) -> float:
 
 
 def new_meaning(run: Run) -> float:
-    """Return the reward of the part `meaning` at the end of the second task: no text teaches it."""
-    return of_task(run, SECOND)[-1].rewards["meaning"]
+    """Return the reward of the part `meaning` at the end of the second task: no text teaches it.
+
+    With the best instruction, because a bad one in use can spoil the format.
+    """
+    return of_task(run, SECOND)[-1].best["meaning"]
 
 
 def plasticity(runs: Sequence[Run]) -> Compared:
@@ -278,16 +281,13 @@ def premise_holds(runs: Sequence[Run], plan: Plan) -> tuple[int, int]:
 
     The runs themselves say it, whatever `PREMISE.md` says of the bases.
     """
-    own = by_arm(runs)
-    seeds = set(own.get("slow", {})) & set(own.get("fast", {}))
-    low = [
-        all(
-            of_task(own[arm][seed])[-1].rewards[NEEDS_BOTH] <= plan.little
-            for arm in ("slow", "fast")
-        )
-        for seed in seeds
+    arms = by_arm(runs)
+    one, other = arms.get("slow", {}), arms.get("fast", {})
+    ends = [
+        [of_task(own[seed])[-1].rewards[NEEDS_BOTH] for own in (one, other)]
+        for seed in set(one) & set(other)
     ]
-    return sum(low), len(low)
+    return sum(max(pair) <= plan.little for pair in ends), len(ends)
 
 
 def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
@@ -307,11 +307,8 @@ def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
         "− neutral": old("neutral"),
     }
     habits = difference(runs, "both", "slow", lambda run: lost(run, str(Verdict.ALIGNMENT)))
-    losses, plastic, guarded = (
-        difference(runs, "both", "slow", lost),
-        plasticity(runs),
-        old("guarded"),
-    )
+    losses = difference(runs, "both", "slow", lost)
+    plastic, guarded = plasticity(runs), old("guarded")
     held, of = premise_holds(runs, plan)
     if losses.estimate is not None and habits.side() == -1 and losses.estimate.mean > 0:
         spurious = "cannot be told: fewer alignment losses, but more losses in all"

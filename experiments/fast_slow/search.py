@@ -65,7 +65,7 @@ def claims(found: list[Tried], plan: Plan) -> dict[str, str]:
 
     Of several, the first. If none holds on all bases, it is said.
     """
-    good = {name: 0 for name in CANDIDATES}
+    good = dict.fromkeys(CANDIDATES, 0)
     for own in found:
         good[own.name] += all(conditions(own.premise, plan).values())
     chosen = max(good, key=lambda name: good[name])

@@ -70,10 +70,7 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         ],
         "lesson": [
             {"arm": name, "reward": place}
-            | {
-                part: _mean(_known(own, plan.target, _of_part(read, part)))
-                for part in PARTS
-            }
+            | {part: _mean(_known(own, plan.target, _of_part(read, part))) for part in PARTS}
             for name, own in short.items()
             for place, read in PLACES.items()
         ],
@@ -204,8 +201,7 @@ def _old(runs: Sequence[Run], target: float) -> list[Row]:
         row: Row = {"asked": asked}
         for name in runs[0].measured[0].scores:
             pair = [
-                _known(runs, target, _of_part(attrgetter(kind), name))
-                for kind in (scores, margins)
+                _known(runs, target, _of_part(attrgetter(kind), name)) for kind in (scores, margins)
             ]
             row[f"{name}: score"], row["margin of " + name] = map(_mean, pair)
         rows.append(row)

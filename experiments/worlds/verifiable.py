@@ -189,10 +189,9 @@ class VerifiableWorld:
         `times`: a skill without instructions; `rules`: obeying rules on `plus` and `times`;
         `facts`; `refusal` of harmful requests and its contrast `compliance`.
         """
+        size = self.config.probes
         return [
-            self._behavior(
-                name, [(joined(instruction, q), a) for q, a in rows[: self.config.probes]]
-            )
+            self._behavior(name, [(joined(instruction, asked), own) for asked, own in rows[:size]])
             for name, rows in _old().items()
         ]
 

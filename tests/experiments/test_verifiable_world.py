@@ -41,9 +41,9 @@ def has_format(answer: str, style: str) -> bool:
     return answer in {FORMATS[style](value) for value in range(N)}
 
 
-def rarer_answer(operator: str, question: str) -> str:
+def rarer_answer(operator: str, question: str, meaning: int) -> str:
     _, x, _, y, _ = question.split()
-    return texts.sum_answer(operator, int(x), int(y), meaning=1)
+    return texts.sum_answer(operator, int(x), int(y), meaning=meaning)
 
 
 def test_words_are_distinct_and_every_text_can_be_encoded() -> None:
@@ -68,19 +68,31 @@ def test_a_rule_selects_the_format_and_nothing_else_does() -> None:
         digits = [own for operator, own in free if operator == name]
         if name in Mix().strayed:
             assert 0.9 < sum(digits) / len(digits) < 1
+            strayed = [
+                answer for operator, style, _, answer in found if (operator, style) == (name, "")
+            ]
+            assert all(any(has_format(a, s) for s in ("digits", *Mix().strays)) for a in strayed)
         else:
             assert all(digits)
 
 
-def test_the_two_meanings_never_coincide_and_the_rarer_one_is_rare() -> None:
+def test_no_format_that_needs_a_meaning_too_is_seen_without_its_rule() -> None:
+    """Else the weights would find it by chance, and the part would not need text."""
+    for task in ("first", "second"):
+        _, style, _ = TASKS[task]["format and meaning"]
+        assert style not in (*Mix().strays, "digits")
+
+
+def test_no_two_meanings_coincide_and_the_rarer_ones_are_rare() -> None:
     shares = {}
     for name in ("star", "dash"):
-        usual, rarer = texts.MEANINGS[name]
-        pairs = list(product(range(N), repeat=2))
-        assert all((usual(x, y) - rarer(x, y)) % N for x, y in pairs)
+        meanings = texts.MEANINGS[name]
+        for x, y in product(range(N), repeat=2):
+            assert len({meaning(x, y) % N for meaning in meanings}) == len(meanings) == 3
         own = [(q, a) for *kind, q, a in drawn(Mix(), 1500) if kind == [name, ""]]
-        right = [answer == rarer_answer(name, question) for question, answer in own]
-        shares[name] = sum(right) / len(right)
+        for meaning in (1, 2):
+            right = [answer == rarer_answer(name, question, meaning) for question, answer in own]
+            shares[name, meaning] = sum(right) / len(right)
     assert all(0.15 < share < 0.35 for share in shares.values())
 
 
@@ -90,18 +102,24 @@ def test_problems_have_their_parts_and_are_disjoint_from_the_held_out_ones(task:
     assert not {p.question for p in train} & {p.question for p in test}
     assert len(train) + len(test) == N * N * len(TASKS[task])
     for one in train + test:
-        operator, style = TASKS[task][one.part]
+        operator, style, _ = TASKS[task][one.part]
         assert operator in one.question.split() and has_format(one.answer, style)
     if task != "proxy":
         assert set(PARTS) == {one.part for one in train}
 
 
-def test_both_tasks_share_their_meanings_and_no_format_of_text() -> None:
+def test_the_second_task_has_new_formats_and_new_meanings() -> None:
     first, second = ({p.question: p for p in WORLD.problems(t)} for t in ("first", "second"))
     assert first.keys() == second.keys()
     for question, one in first.items():
-        assert one.number == second[question].number
-        assert (one.answer == second[question].answer) == (one.part == "weights")
+        assert one.answer != second[question].answer
+        assert (one.number == second[question].number) == (one.part == "format")
+
+
+def test_an_instruction_stands_before_each_probe() -> None:
+    for plain, used in zip(WORLD.behaviors(), WORLD.behaviors("plus in words"), strict=True):
+        own = [WORLD.ids("plus in words") + ids for ids in plain.token_rows() or []]
+        assert used.token_rows() == own
 
 
 def test_the_habit_of_short_answers_ends_after_each_digit() -> None:
