@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from datasets import Dataset
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from experiments.fast_slow.measure import NEW_TOKENS
@@ -58,7 +58,7 @@ def make_trainer(
         use_cpu=True,
         bf16=False,
     )
-    return GRPOTrainer(
+    trainer = GRPOTrainer(
         model=model,  # type: ignore[arg-type]
         args=arguments,
         train_dataset=Dataset.from_list(rows),
@@ -66,3 +66,5 @@ def make_trainer(
         reward_funcs=[proxy_reward if task == "proxy" else reward],  # type: ignore[list-item]
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)  # it prints the log of every update
+    return trainer

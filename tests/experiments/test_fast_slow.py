@@ -71,8 +71,8 @@ def measured(
     return Measurement(
         task, update, 128 * update, rewards, best, dict.fromkeys(PARTS, 0.11), weights,
         proxy=reward, true=0.0, kl=shape.kl * reward, kl_total=shape.total * reward,
-        kl_plain=reward, kl_old=reward, entropy=0.5, scores=old, margins=old, used_scores=used, used_margins=used,
-        brevity=0.77 if task == "proxy" else None,
+        kl_plain=reward, kl_old=reward, entropy=0.5, scores=old, margins=old,
+        used_scores=used, used_margins=used, brevity=0.77 if task == "proxy" else None,
     )  # fmt: skip
 
 
