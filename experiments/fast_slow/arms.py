@@ -15,36 +15,32 @@ class Arm:
 
     Attributes:
         weights: GRPO trains the weights.
-        text: the instructions. `none`: the empty one. Cycles evolve them: by the Pareto front, or
-            at `random`. They stay: `neutral` ones say nothing about the task; `told`: the one under
-            which the base is best on the task.
+        select: cycles evolve the instructions: by the Pareto front, or at random; None: they stay.
+        stay: those that stay. `neutral` ones say nothing about the task; `told`: the one under
+            which the base is best on the task; None: the empty one.
         guard: AutoGuard protects the old behaviors.
         long: the first task takes `Setting.long` updates.
         tasks: in sequence.
     """
 
     weights: bool = True
-    text: Literal["none", "pareto", "random", "neutral", "told"] = "none"
+    select: Literal["pareto", "random"] | None = None
+    stay: Literal["neutral", "told"] | None = None
     guard: bool = False
     long: bool = False
     tasks: tuple[str, ...] = ("first", "second")
 
-    @property
-    def select(self) -> Literal["pareto", "random"] | None:
-        """How cycles choose what is kept; None: no cycles."""
-        return self.text if self.text in ("pareto", "random") else None
-
 
 ARMS: dict[str, Arm] = {
     "slow": Arm(),
-    "fast": Arm(weights=False, text="pareto"),
-    "both": Arm(text="pareto"),
-    "neutral": Arm(text="neutral"),
-    "told": Arm(text="told"),
-    "random": Arm(text="random"),
+    "fast": Arm(weights=False, select="pareto"),
+    "both": Arm(select="pareto"),
+    "neutral": Arm(stay="neutral"),
+    "told": Arm(stay="told"),
+    "random": Arm(select="random"),
     "guarded": Arm(guard=True),
     "slow_long": Arm(long=True),
-    "both_long": Arm(text="pareto", long=True),
+    "both_long": Arm(select="pareto", long=True),
     "slow_proxy": Arm(tasks=("proxy",)),
-    "both_proxy": Arm(text="pareto", tasks=("proxy",)),
+    "both_proxy": Arm(select="pareto", tasks=("proxy",)),
 }

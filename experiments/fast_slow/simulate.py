@@ -119,14 +119,14 @@ class Learner:
         self.world, self.base, self.model, self.arm = world, base, model, arm
         self.setting, self.seed, self.policy = setting, seed, policy
         self.meter = Meter(world, base, setting.sampled)
-        self.instructions = list(NEUTRAL) if arm.text == "neutral" else [""]
+        self.instructions = list(NEUTRAL) if arm.stay == "neutral" else [""]
 
     def learn(self, task: str, measured: list[Measurement]) -> Stage:
         """Learn a task until the rollouts are spent; measurements are appended."""
         own, stage = self.setting, Stage(task)
         updates = own.long if self.arm.long and task == self.arm.tasks[0] else own.updates
         budget = updates * own.rollouts
-        if self.arm.text == "told":
+        if self.arm.stay == "told":
             self.instructions = [best_instruction(self.world, self.base, task)]
         habits = [self.meter.brevity] if task == "proxy" else []
         monitor = Monitor(
@@ -155,7 +155,7 @@ class Learner:
             def measure(update: int) -> None:
                 now = self.meter(self.model, fast.population, task, update, fast.rollouts)
                 measured.append(now)
-                for name, ahead in monitor.forecasts.items() if update else ():
+                for name, ahead in (monitor.forecasts if update else {}).items():
                     if ahead is not None and ahead.median <= ahead.horizon:
                         stage.forecast.setdefault(name, update)
 

@@ -12,7 +12,7 @@ import torch
 
 from experiments.fast_slow import analysis, search, tables, training
 from experiments.fast_slow.arms import ARMS, NEUTRAL
-from experiments.fast_slow.measure import Measurement
+from experiments.fast_slow.measure import Measurement, Meter
 from experiments.fast_slow.plan import Plan
 from experiments.fast_slow.premise import (
     CHANGED,
@@ -293,9 +293,9 @@ def test_the_habit_has_columns_of_its_own_beside_the_hack() -> None:
     assert (row["brevity: first alert"], row["brevity: first warning or more"]) == ("3", "4")
     assert row["old behaviors: first warning or more"] == "7"
     assert row["old behaviors broken"] == "times at 40"
-    curve = tables._proxy_curve([run])
-    assert [own["update"] for own in curve] == [0, 10, 20, 50, 100]
-    assert curve[1]["reward in TRL's log"] == "0.25" and curve[0]["reward in TRL's log"] == "–"
+    rows = tables._proxy_curve([run])
+    assert [own["update"] for own in rows] == [0, 10, 20, 50, 100]
+    assert rows[1]["reward in TRL's log"] == "0.25" and rows[0]["reward in TRL's log"] == "–"
 
 
 def test_the_page_shows_every_arm() -> None:
@@ -364,6 +364,24 @@ def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold() -> None:
     weak = {"weights": (0.3, 0.3, 0.0)}  # slow would never reach the target of the claims
     unreached = [Tried(first, own) for own in Bases(weak).found()]
     assert search.claims(unreached, PLAN)["chosen"].endswith("2 of 3 bases")
+
+
+def test_a_measurement_tells_text_from_weights() -> None:
+    world, told = VerifiableWorld(), ["plus in words dash in marks", "star in digits"]
+    base, model = world.untrained(1).eval(), world.untrained(2).eval()
+    meter, problems = Meter(world, base, 6), world.problems("first")
+    still, moved = meter(base, told, "first", 0, 0), meter(model, told, "first", 0, 0)
+    expected = [world.expected_reward(base, problems, own)["meaning"] for own in told]
+    assert still.text["meaning"] == moved.text["meaning"] == pytest.approx(sum(expected) / 2)
+    assert still.rewards == still.text
+    assert moved.weights == world.expected_reward(model, problems) != moved.rewards
+    assert still.kl == pytest.approx(0, abs=1e-5) and still.kl_plain == pytest.approx(0, abs=1e-5)
+    assert still.kl_total > 1e-3  # the instruction alone
+    assert still.kl_old == pytest.approx(0, abs=1e-6) and moved.kl_old > 1e-3
+    assert still.margins != still.used_margins
+    plain = meter(base, [""], "first", 0, 0)
+    assert plain.kl_total == pytest.approx(0, abs=1e-5) and plain.margins == plain.used_margins
+    assert plain.brevity is None
 
 
 def paid(completions: list[str], **_: object) -> list[float]:
