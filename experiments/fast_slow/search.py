@@ -63,7 +63,7 @@ def conditions(found: Premise, plan: Plan) -> dict[str, bool]:
 def claims(found: list[Tried], plan: Plan) -> dict[str, str]:
     """Return the choice: the candidate with the most bases on which all conditions hold.
 
-    Of several, the first. If none holds on all bases, it is said.
+    Of several, the first. So none is measured after one that holds on all bases.
     """
     good = dict.fromkeys(CANDIDATES, 0)
     for own in found:
@@ -76,6 +76,7 @@ def claims(found: list[Tried], plan: Plan) -> dict[str, str]:
 def sections(found: list[Tried], plan: Plan) -> dict[str, Any]:
     """Return the tables of the page."""
     return {
+        "candidates": "; ".join(CANDIDATES),
         "chosen": claims(found, plan)["chosen"],
         "bases": [
             {"candidate": own.name, "seed": own.premise.seed}
@@ -91,15 +92,22 @@ def sections(found: list[Tried], plan: Plan) -> dict[str, Any]:
         ],
         "rewards": [
             {"candidate": name} | row
-            for name in CANDIDATES
+            for name in dict.fromkeys(own.name for own in found)
             for row in rewards_table([o.premise.rewards for o in found if o.name == name])
         ],
     }
 
 
 def jobs(session: Session[Plan]) -> list[tuple[str, int, Plan]]:
-    """Return one job for each candidate and base."""
-    return [(name, seed, session.plan) for name in CANDIDATES for seed in session.seeds]
+    """Measure the candidates in their order, up to one that is right; return their jobs."""
+    done: list[tuple[str, int, Plan]] = []
+    for name in CANDIDATES:
+        own = [(name, seed, session.plan) for seed in session.seeds]
+        done += own
+        tried: list[Tried] = session.run_jobs(measure_candidate, own)
+        if all(all(conditions(one.premise, session.plan).values()) for one in tried):
+            break
+    return done
 
 
 SEARCH = Study(

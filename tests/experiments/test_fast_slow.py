@@ -353,7 +353,9 @@ def test_the_premise_holds_only_if_each_side_is_needed() -> None:
     assert "dash in pairs" in " ".join(instructions("second"))
 
 
-def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold() -> None:
+def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first, second, third = CANDIDATES
     good, bad = Bases().found(), Bases({"weights": (0.6, 0.8, 0.3)}).found()
     tried = [Tried(first, own) for own in bad] + [Tried(second, own) for own in good]
@@ -361,6 +363,12 @@ def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold() -> None:
     assert search.claims(tried, PLAN)["chosen"] == f"{second}: all conditions hold on 3 of 3 bases"
     page = SEARCH.text(tried, Session(PLAN, TERMS, exploratory=True))
     assert f"**{second}: " in page and "python -m experiments fast_slow --search`" in page
+    results = {first: bad, second: good}
+    monkeypatch.setattr(
+        Session, "run_jobs", lambda _, work, jobs: [Tried(n, results[n][s % 3]) for n, s, _ in jobs]
+    )
+    asked = search.jobs(Session(PLAN, TERMS, exploratory=True))
+    assert [name for name, *_ in asked] == [first] * 4 + [second] * 4  # and none after it
     weak = {"weights": (0.3, 0.3, 0.0)}  # slow would never reach the target of the claims
     unreached = [Tried(first, own) for own in Bases(weak).found()]
     assert search.claims(unreached, PLAN)["chosen"].endswith("2 of 3 bases")
