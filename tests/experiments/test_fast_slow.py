@@ -413,8 +413,27 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.set_num_threads(threads)
 
 
+def test_the_best_instruction_has_the_largest_reward_over_all_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, right = VerifiableWorld(), instructions("second")[-2]
+    parts = {"": (0.6, 0.0), right: (0.2, 0.5)}  # best in sum, in neither part alone
+    monkeypatch.setattr(
+        VerifiableWorld,
+        "expected_reward",
+        lambda self, model, problems, own: dict(zip("ab", parts.get(own, (0.0, 0.6)), strict=True)),
+    )
+    assert best_instruction(world, world.untrained(0), "second") == right
+
+
 @pytest.mark.slow
-def test_arms_spend_equal_rollouts_and_only_the_slow_ones_move_weights(tiny: Any) -> None:
+def test_arms_spend_equal_rollouts_and_only_the_slow_ones_move_weights(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = {"first": "star in pairs", "second": "dash in words"}  # an untrained model has none
+    monkeypatch.setattr(
+        "experiments.fast_slow.simulate.best_instruction", lambda world, base, task: best[task]
+    )
     policy = AlertPolicy.default()
     names = ("slow", "both", "fast", "neutral", "told", "both_proxy")
     runs = {arm: simulate(arm, 1, tiny, policy) for arm in names}
@@ -433,10 +452,7 @@ def test_arms_spend_equal_rollouts_and_only_the_slow_ones_move_weights(tiny: Any
     assert runs["slow"].stages[0].instructions == [""]
     assert runs["neutral"].stages[1].instructions == list(NEUTRAL)
     told, end = runs["told"], runs["told"].measured[-1]
-    world = VerifiableWorld()
-    for stage in told.stages:
-        best = best_instruction(world, world.start(1), stage.task)
-        assert stage.instructions == [best] != [""]
+    assert [stage.instructions for stage in told.stages] == [[text] for text in best.values()]
     assert told.measured[0].kl_total > 1e-3 > told.measured[0].kl  # the instruction, not weights
     assert end.text != end.rewards != end.weights != end.text
     assert end.used_margins["times"] != end.margins["times"]
