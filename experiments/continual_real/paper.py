@@ -25,6 +25,9 @@ def paper_tables(methods: Methods, ratio: float) -> list[dict[str, str]]:
         f"{name} {success(methods, name)}"
         for name in ("plain", "random", "kl", "o_lora", "ewc", "clip", "moderate")
     )
+    after_one = ", ".join(
+        f"{name} {success(methods, name, at=1)}" for name in ("plain", "high", "random", "moderate")
+    )
     ratios = sorted({ratio, *SHARES})
     swept = "; ".join(
         f"{name} {', '.join(success(methods, swept_name(name, share, ratio)) for share in ratios)}"
@@ -39,10 +42,12 @@ def paper_tables(methods: Methods, ratio: float) -> list[dict[str, str]]:
             "Methods, What was kept",
         ),
         (
-            "VISAGE after one task (Dolly), as a share of the aligned model's: high 62 to 72 %, "
-            "random 73 to 78 %, moderate 83 to 88 %",
-            "VISAGE of the base and after four tasks: plain, moderate, AutoGuard; not high, random",
-            "DEEP.md",
+            "after one task (Dolly), VISAGE as a share of the aligned model's: high 62 to 72 %, "
+            "random 73 to 78 %, moderate 83 to 88 %; attack success 2.1 before, 18.4, 12.7 and "
+            "5.8 (Qwen2.5-7B)",
+            f"attack success after Dolly: {after_one}; VISAGE of the base and after four tasks: "
+            "plain, moderate, AutoGuard; not high, random",
+            "Methods, DEEP.md",
         ),
         (
             "not in the notes; by the text around it, KL to the pretrained and the aligned model",
@@ -101,7 +106,7 @@ def paper_tables(methods: Methods, ratio: float) -> list[dict[str, str]]:
     unknown = {
         "table": f"{UNKNOWN[0]} to {UNKNOWN[-1]}",
         "the paper": "could not be found; its appendix treats orders of tasks, interference, "
-        "clipping and cost",
+        "clipping and cost (51 % more than plain training, say the notes)",
         "here": "each of these four is measured",
         "where": "Other orders, Interference, Methods",
     }
@@ -113,9 +118,13 @@ def swept_name(name: str, share: float, ratio: float) -> str:
     return name if share == ratio else f"{name}_{share * 100:.0f}"
 
 
-def success(methods: Methods, name: str) -> str:
-    """Return the mean final attack success of a method; a dash where it has not run."""
+def success(methods: Methods, name: str, at: int = -1) -> str:
+    """Return a method's mean attack success after its tasks; a dash where it has not run.
+
+    Args:
+        at: number of tasks that were learned; -1: all.
+    """
     assert name in METHODS
     runs = methods.get(name, {}).values()
-    ends = [run.looks[-1].attack_success() for run in runs]
-    return number(np.mean(ends), 2) if ends else NOTHING
+    found = [run.looks[at].attack_success() for run in runs]
+    return number(np.mean(found), 2) if found else NOTHING
