@@ -133,7 +133,7 @@ def compare(world: VerifiableWorld, name: str, updates: int, pairs: int) -> dict
 def main() -> None:
     """Measure each trainer, print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for rl.md")
     asked = parser.parse_args()
@@ -150,7 +150,7 @@ def main() -> None:
     text = "\n".join([f"{sizes}. {machine()}", "", *lines]) + "\n"
     print("\n" + text)
     if asked.out:
-        command = " ".join(["python benchmarks/rl_cost.py", f"--updates {asked.updates}"])
+        command = f"python benchmarks/rl_cost.py --updates {asked.updates} --pairs {asked.pairs}"
         head = f"# Cost of a monitor under reinforcement learning\n\n`{command}`: "
         (asked.out / "rl.md").write_text(head + text, encoding="utf-8")
 
