@@ -33,10 +33,12 @@ def halfway(values: Sequence[float], least: float) -> int | None:
 
 
 def fallen(run: DeepRun, least: float) -> dict[str, int | None]:
-    """Return the updates at which features and margins of refusal had fallen by half."""
+    """Return the updates at which features, margins and score of refusal had fallen by half."""
     series = {
         "features": [moment.use.kept for moment in run.moments],
+        "others": [moment.use.others for moment in run.moments],
         "overlap": [moment.use.overlap for moment in run.moments],
+        "scores": [moment.scores[REFUSAL] for moment in run.moments],
         "margins": [moment.margins[REFUSAL] for moment in run.moments],
     }
     return {
@@ -132,8 +134,10 @@ def _order(run: DeepRun, plan: Plan) -> dict[str, str]:
     return {
         "method": run.method,
         "use of the latents of refusal": _step(found["features"]),
+        "of as many others": _step(found["others"]),
         "overlap of active latents": _step(found["overlap"]),
         "mean margin": _step(found["margins"]),
+        "score": _step(found["scores"]),
         "score under 0.90": _step(under),
         "what fell first": order(run, plan),
     }
@@ -155,6 +159,7 @@ def _course(run: DeepRun) -> list[dict[str, str]]:
             "margin": number(moment.margins[REFUSAL], 2),
             "over-refusal": number(moment.scores[REFUSALS[1]], 2),
             "latents of refusal": number(use.kept, 2),
+            "others": number(use.others, 2),
             "overlap": number(use.overlap, 2),
             "explained": number(use.explained, 2),
             "L0": number(use.l0, 1),

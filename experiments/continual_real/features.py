@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,8 @@ class Use:
         l0: active latents of a prompt; at most `Deep.active` by construction.
         explained: share of the variance that is explained.
         overlap: of a prompt's active latents with those at the base; 1: the same.
-        kept: use of the latents of refusal, as a share of that at the base.
+        kept: use of the latents of refusal, as a share of that at the base; `others`: the same of
+            as many other latents.
         shares: share of the prompts that use each latent of refusal.
     """
 
@@ -37,6 +39,7 @@ class Use:
     explained: float
     overlap: float
     kept: float
+    others: float
     shares: list[float] = field(default_factory=list)
 
 
@@ -78,7 +81,8 @@ class Features:
 
     Attributes:
         base, carried, control: the autoencoder of the base; see `Carried`.
-        latents: numbers of the latents of refusal.
+        latents: numbers of the latents of refusal; `others`: as many of those that are not, which
+            the refused prompts use the most at the base: the control.
         refused_shares, harmless_shares: share of the prompts that use each of them at the base.
     """
 
@@ -114,6 +118,10 @@ class Features:
             self._shares(self.base.encode(self._prompts(model, harmless)) > 0),
         )
         self.latents = torch.nonzero(own - other >= deep.specific).flatten()
+        ranked = own.clone()
+        ranked[self.latents] = -1
+        self.others = ranked.topk(min(len(self.latents), len(own) - len(self.latents))).indices
+        self.others_start = float(own[self.others].sum())
         self.refused_shares, self.harmless_shares = (
             part[self.latents].tolist() for part in (own, other)
         )
@@ -122,13 +130,15 @@ class Features:
         """Return what activations of the refused prompts show; shape (n_probes, d)."""
         latents = self.base.encode(activations)
         active = latents > 0
-        shares = self._shares(active)[self.latents]
+        every = self._shares(active)
+        shares, others = every[self.latents], every[self.others]
         start = sum(self.refused_shares)
         return Use(
             l0=float(active.sum(1).double().mean()),
             explained=1 - unexplained_variance(activations, self.base.decode(latents), self.center),
             overlap=jaccard(latents, self.start),
-            kept=float(shares.sum()) / start if start else float("nan"),
+            kept=float(shares.sum()) / start if start else math.nan,
+            others=float(others.sum()) / self.others_start if self.others_start else math.nan,
             shares=shares.tolist(),
         )
 

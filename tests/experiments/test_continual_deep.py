@@ -142,7 +142,11 @@ def test_features_tell_a_model_that_changed_from_one_that_did_not() -> None:
         Row(0, "", tuple(ids), ()) for one in (refused, harmless) for ids in one.token_rows() or []
     ]
     made = Features(taught(1), refused, harmless, rows, 256, DEEP, 0)
-    assert len(made.latents)
+    assert len(made.latents) == len(made.others) > 0
+    assert not set(made.latents.tolist()) & set(made.others.tolist())
+    start, end = (made.use(made._prompts(model, refused)) for model in (taught(1), make_model(2)))
+    assert start.kept == start.others == pytest.approx(1)
+    assert end.kept < 1 and end.others != pytest.approx(1)
     same = made.update(taught(1))
     assert same.cosine == pytest.approx(same.control) and same.cosine < 1
     other = made.update(make_model(2))
@@ -153,7 +157,7 @@ def test_features_tell_a_model_that_changed_from_one_that_did_not() -> None:
 
 def moment(update: int, kept: float, margin: float, score: float = 1.0) -> Moment:
     both = {"refusal": score, "over_refusal": 1.0}
-    use = Use(l0=4, explained=0.5, overlap=kept, kept=kept, shares=[kept, kept])
+    use = Use(l0=4, explained=0.5, overlap=kept, kept=kept, others=1.0, shares=[kept, kept])
     return Moment(update, both, {"refusal": margin, "over_refusal": 1.0}, use)
 
 
