@@ -47,6 +47,14 @@ def difference(results: Results, other: str, what: Any = success) -> Difference:
     return Difference.of([what(run) - what(results[other][cell]) for cell, run in own.items()])
 
 
+def over_models(results: Results, other: str) -> Difference:
+    """Compare attack success by the means of each aligned model: few pairs, but independent."""
+    pairs: dict[int, list[float]] = {}
+    for cell, run in results[MODERATE].items():
+        pairs.setdefault(cell[0], []).append(success(run) - success(results[other][cell]))
+    return Difference.of([float(np.mean(own)) for own in pairs.values()])
+
+
 def claims(results: Results, plan: Plan) -> dict[str, str]:
     """Return what the attack success of moderate rows is, against each other method."""
     found = {
@@ -95,6 +103,7 @@ def _difference(results: Results, other: str, plan: Plan) -> dict[str, str]:
     return {
         "moderate −": other,
         "attack success": _interval(found),
+        "over models": _interval(over_models(results, other)),
         "tasks": _interval(learned),
         "verdict": found.verdict(plan.least),
     }

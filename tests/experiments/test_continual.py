@@ -346,6 +346,20 @@ def test_gradients_count_only_beyond_both_controls(plan: Plan) -> None:
     assert one["gradients"] == "cannot be told"
 
 
+def test_an_interval_over_models_has_one_value_for_each_of_them(plan: Plan) -> None:
+    jobs = controls.jobs(session := Session(plan, None))
+    by_model = dict(zip(plan.confirmatory, (0.1, 0.2, 0.6), strict=True))
+    runs = [
+        run_of(method, 0.2, [by_model[seed] if method == PLAIN else 0.2] * 4, 0.9, seed)
+        for method, seed, _, _ in jobs
+    ]
+    results = controls.collect(runs, session)
+    pairs, models = controls.difference(results, PLAIN), controls.over_models(results, PLAIN)
+    assert (pairs.n, models.n) == (3 * len(plan.draws), 3)
+    assert models.mean == pytest.approx(pairs.mean) == pytest.approx(0.2 - 0.3)
+    assert models.high - models.low > 2 * (pairs.high - pairs.low)
+
+
 def test_the_page_of_the_controls(plan: Plan) -> None:
     results = controlled(plan, plain=0.6)
     cells = len(plan.confirmatory) * len(plan.draws)
