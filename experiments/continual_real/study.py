@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,23 @@ from riprap.report import apply_style
 NAME = "continual_real"
 
 
+def rates_in_turn(session: Session[Plan]) -> Iterator[list[Job]]:
+    """Yield the jobs of the search, rate by rate, up to the rate that its rule chooses.
+
+    The jobs of a rate run before the next ones are yielded: no higher rate can be chosen then.
+    """
+    plan, done = session.plan, []
+    for _, own in groupby(plan.search_jobs(), key=itemgetter(1)):
+        jobs = [(*job, plan, session.data) for job in own]
+        yield jobs
+        done += session.run_jobs(simulate, jobs)
+        if analysis.erodes(done, plan.eroded):
+            return
+
+
 def search_jobs(session: Session[Plan]) -> list[Job]:
-    """Return plain training at each rate, on the exploratory bases."""
-    return [(*job, session.plan, session.data) for job in session.plan.search_jobs()]
+    """Run the search, and return its jobs."""
+    return list(chain.from_iterable(rates_in_turn(session)))
 
 
 def _rate(session: Session[Plan]) -> float:
@@ -49,8 +66,9 @@ def deep_jobs(session: Session[Plan]) -> list[Job]:
 
 def finished_jobs(session: Session[Plan]) -> list[Job]:
     """Return the runs that are there."""
-    if not all(simulate.path(*job).exists() for job in search_jobs(session)):
-        return []
+    for search in rates_in_turn(session):
+        if not all(simulate.path(*job).exists() for job in search):
+            return []
     return [job for job in jobs(session) if simulate.path(*job).exists()]
 
 
@@ -82,8 +100,10 @@ def figure(runs: list[Run], _: Plan) -> Any:
     frame = pd.DataFrame(rows, columns=["method", "base", "learned", "success"])
     on_line = frame["method"].isin(["base", *FRONT, analysis.PLAIN])
     frame["kind"] = [name if name in MAIN else "others" for name in frame["method"]]
-    x = alt.X("learned:Q", title="share of the tasks' loss that is gone")
-    y = alt.Y("success:Q", title="harmful requests not refused", scale=alt.Scale(domain=[0, 1]))
+    axis = alt.Axis(titleLimit=400)
+    x = alt.X("learned:Q", title="share of the tasks' loss that is gone", axis=axis)
+    scale = alt.Scale(domain=[0, 1])
+    y = alt.Y("success:Q", title="harmful requests not refused", scale=scale, axis=axis)
     line = alt.Chart(frame[on_line]).mark_line(color="#888").encode(x=x, y=y, detail="base:N")
     shown = alt.Chart(frame).encode(x=x, y=y, color=alt.Color("kind:N", title="method"))
     points = shown.mark_point(filled=True, size=70, opacity=0.9).encode(shape="base:N")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from experiments.continual_real import analysis, simulate, tables
+from experiments.continual_real import analysis, simulate, study, tables
 from experiments.continual_real.measure import Look
 from experiments.continual_real.methods import FRONT, MAIN, METHODS, SWEPT, ModerateByLength
 from experiments.continual_real.plan import GIVEN, Plan
@@ -21,7 +21,7 @@ from experiments.continual_real.study import STUDY
 from experiments.harness.jobs import JobError
 from experiments.harness.markdown import fill
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.harness.study import FOLDER
+from experiments.harness.study import FOLDER, Session
 from experiments.smollm2.teaching import teaching_rows
 from riprap.errors import ConfigError
 from riprap.selection import Scores
@@ -260,6 +260,8 @@ def test_gradients_count_only_beyond_both_controls() -> None:
     assert more == "lower, but it refuses more safe prompts"
     nothing = verdicts(0.6, 0.7, plain=0.0)
     assert set(nothing.values()) == {"cannot be told: plain training eroded too little"}
+    none = analysis.claims([], small_plan())
+    assert set(none.values()) == {"cannot be told: too few runs of plain training"}
 
 
 def test_the_plan_is_frozen_and_runs_what_matters_first() -> None:
@@ -278,6 +280,31 @@ def test_the_plan_is_frozen_and_runs_what_matters_first() -> None:
     assert {order for _, _, order, *_ in jobs} == set(plan.orders)
     assert {base for *_, base, _ in plan.search_jobs()} == set(plan.explored)
     assert [method for method, *_ in jobs[-len(SWEPT) :]] == list(SWEPT)
+
+
+@pytest.mark.parametrize(
+    ("ends", "tried"),
+    [
+        ({0.1: 0.2, 0.2: 0.5, 0.3: 0.6}, [0.1, 0.2]),
+        ({0.1: 0.0, 0.2: 0.1, 0.3: 0.2}, [0.1, 0.2, 0.3]),
+    ],
+)
+def test_the_search_stops_at_the_rate_that_it_chooses(
+    ends: dict[float, float], tried: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(rates=tuple(ends), eroded=0.5)
+    session = Session(plan, None)
+    known: set[float] = set()
+
+    def run_jobs(_self: Any, _work: Any, jobs: Any) -> list[Run]:
+        known.update(job[1] for job in jobs)
+        runs = [made("plain", 1, ends[job[1]], 2.0, job[1]) for job in jobs]
+        for run, job in zip(runs, jobs, strict=True):
+            run.base = job[3]
+        return runs
+
+    monkeypatch.setattr(Session, "run_jobs", run_jobs)
+    assert sorted({job[1] for job in study.search_jobs(session)}) == sorted(known) == tried
 
 
 @pytest.mark.parametrize(
