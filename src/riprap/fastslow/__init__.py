@@ -17,7 +17,8 @@ from riprap._extras import EXTRAS, require
 
 require("fastslow", *EXTRAS["fastslow"])
 
-from riprap.fastslow._fast_slow import FastSlow, check_arguments
+from riprap.fastslow._arguments import check_arguments
+from riprap.fastslow._fast_slow import FastSlow
 from riprap.fastslow._population import Candidate, Cycle, Rejected
 from riprap.fastslow._proposers import EditGrammar, Example, LanguageModel, Proposer, Request
 from riprap.fastslow._rollouts import before_problem
