@@ -124,6 +124,13 @@ def test_template_arguments_and_a_reward_of_ones_own_reach_the_training(tmp_path
         assert (
             reader.meta()["notes"]["reward"] == hashlib.sha256(mine.read_bytes()).hexdigest()[:12]
         )
+    same = CliRunner().invoke(app, ["fastslow", str(file), "--resume"])
+    assert same.exit_code == 1 and "no complete checkpoint" in " ".join(same.stderr.split())
+    mine.write_text(mine.read_text() + "# changed\n")
+    changed = CliRunner().invoke(app, ["fastslow", str(file), "--resume"])
+    assert "the file of the reward is not that with which the run in" in (
+        " ".join(changed.stderr.split())
+    )
 
 
 class Plug(TrainerCallback):

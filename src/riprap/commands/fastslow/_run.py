@@ -18,7 +18,7 @@ from riprap.commands._data import Row, read_rows
 from riprap.commands._live import CommandTable, Stage, show_stages, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.fastslow._config import FastSlowConfig
-from riprap.commands.fastslow._reward import Reward, check_answer, load_reward, reward_file
+from riprap.commands.fastslow._reward import Reward, check_answer, load_reward, reward_hash
 from riprap.commands.watch import (
     MAX_CHECKPOINTS,
     MODEL_FOLDER,
@@ -94,7 +94,8 @@ def _prepare(config: FastSlowConfig, resume: bool, progress: Stage) -> _Run:
     problems = [_problem(row) for row in rows]
     for row, problem in zip(rows, problems, strict=True):
         check_answer(config.reward, problem["answer"], f"row {row.number}")
-    checkpoint = find_checkpoint(config, summary.digest) if resume else None
+    scored = reward_hash(config.reward)
+    checkpoint = find_checkpoint(config, summary.digest, scored) if resume else None
     progress("loading the model", 0, 0)
     model, tokenizer = load_model(config.model)
     if not getattr(tokenizer, "chat_template", None):
@@ -116,7 +117,9 @@ def _prepare(config: FastSlowConfig, resume: bool, progress: Stage) -> _Run:
     trainer.remove_callback(PrinterCallback)
     fast = FastSlow(trainer, config.fastslow.population, proposer=proposer, **_options(config))
     metadata: dict[str, Any] = {"task": config.title, "config": config.model_dump(mode="json")}
-    metadata |= {"rows": summary.digest, "data": summary.lines()} | reward_file(config.reward)
+    metadata |= {"rows": summary.digest, "data": summary.lines()}
+    if scored is not None:
+        metadata["reward"] = scored
     fast.monitor, guard, _ = build_monitor(
         config, behaviors, policy, config.run_dir, metadata, resume
     )

@@ -62,11 +62,12 @@ def require_empty_run_dir(run_dir: Path, command: str) -> None:
         ) from error
 
 
-def find_checkpoint(config: TrainedConfig, rows: str) -> Path:
+def find_checkpoint(config: TrainedConfig, rows: str, reward: str | None = None) -> Path:
     """Return the folder of the checkpoint from which the configured run continues.
 
     A ConfigError is raised unless there is a complete checkpoint with steps left, and the run has
-    the same configuration and the same training rows (`rows` is their fingerprint).
+    the same configuration, the same training rows (`rows` is their fingerprint) and the same file
+    of its reward function (`reward` is its hash; None: there is none).
     """
     if not (config.run_dir / FILE_NAME).is_file():
         raise ConfigError(
@@ -85,6 +86,11 @@ def find_checkpoint(config: TrainedConfig, rows: str) -> Path:
         raise ConfigError(
             f"the rows of {config.data.path!r} are not those with which the run in "
             f"{config.run_dir} started: restore the old rows, or use another run_dir"
+        )
+    if notes.get("reward", reward) != reward:
+        raise ConfigError(
+            f"the file of the reward is not that with which the run in {config.run_dir} started: "
+            "restore the old file, or use another run_dir"
         )
     checkpoint = newest_checkpoint(config.run_dir)
     if checkpoint is None:
