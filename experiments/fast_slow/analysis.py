@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 
 from experiments.fast_slow.measure import Measurement, mean
 from experiments.fast_slow.plan import Plan
-from experiments.fast_slow.premise import NEEDS_BOTH, SHARED
+from experiments.fast_slow.premise import NEEDS_BOTH
 from experiments.fast_slow.simulate import Run
 from riprap.diagnosis import Estimate, Verdict, estimate
 
 FIRST, SECOND, PROXY = "first", "second", "proxy"
+ALIGNMENT = str(Verdict.ALIGNMENT)
 LEAST_SEEDS = 3  # that can decide
 Read = Callable[[Measurement], float]
 OfRun = Callable[[Run], float]
@@ -22,11 +24,6 @@ OfRun = Callable[[Run], float]
 def old_score(own: Measurement) -> float:
     """Return the mean score of the old behaviors."""
     return mean(list(own.scores.values()))
-
-
-def shared_reward(own: Measurement) -> float:
-    """Return the mean reward of the parts that the weights can learn without text."""
-    return mean([own.rewards[part] for part in SHARED])
 
 
 MEASURES: dict[str, Read] = {
@@ -60,10 +57,12 @@ class Reach:
 
 
 RULE = Reach()
+BY_WEIGHTS = Reach(lambda own: own.best["meaning"])
+"""No text teaches a meaning. With the best instruction, because a bad one can spoil the format."""
 READINGS = {
     "first crossing (the rule)": RULE,
     "for good": Reach(for_good=True),
-    "reward of the shared parts": Reach(shared_reward),
+    "reward of `meaning`, which no text teaches": BY_WEIGHTS,
 }
 
 
@@ -111,6 +110,12 @@ def by_arm(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     return found
 
 
+class Side(Enum):
+    """Where the numbers of a comparison lie; see `Compared.side`."""
+
+    BELOW, ABOVE, NONE, UNKNOWN, TOO_FEW = range(5)
+
+
 @dataclass(frozen=True)
 class Compared:
     """A comparison of arms, paired by seed.
@@ -128,11 +133,6 @@ class Compared:
     bounded: int = 0
 
     @property
-    def middle(self) -> float:
-        """The value without an effect."""
-        return 1.0 if self.logs else 0.0
-
-    @property
     def estimate(self) -> Estimate | None:
         """Mean (of ratios, the geometric one) with its interval; None without a seed."""
         if not self.values:
@@ -143,15 +143,26 @@ class Compared:
         low, middle, high = (math.exp(own) for own in (found.low, found.mean, found.high))
         return Estimate(middle, low, high, found.n)
 
-    def side(self, least: float | None = None) -> int | None:
-        """Return 1 if the interval is above a value, −1 if it is below, 0 if neither.
+    def side(self, least: float) -> Side:
+        """Return where the numbers lie.
 
-        None if too few seeds can tell.
+        Above or below, if the interval leaves out the value without an effect, and the mean is away
+        from it by the least effect or more; no difference, if the whole interval is nearer.
+
+        Args:
+            least: smallest difference that is an effect; of ratios, smallest factor minus 1.
         """
-        found, least = self.estimate, self.middle if least is None else least
+        found = self.estimate
         if found is None or found.n < LEAST_SEEDS:
-            return None
-        return int(found.low > least) - int(found.high < least)
+            return Side.TOO_FEW
+        low, middle, high = found.low, found.mean, found.high
+        if self.logs:
+            low, middle, high, least = map(math.log, (low, middle, high, 1 + least))
+        if low > 0 and middle >= least:
+            return Side.ABOVE
+        if high < 0 and middle <= -least:
+            return Side.BELOW
+        return Side.NONE if -least < low and high < least else Side.UNKNOWN
 
     def text(self) -> str:
         """Return mean, interval, and how many seeds it is from."""
@@ -240,19 +251,33 @@ def more_than_the_sum(runs: Sequence[Run]) -> Compared:
     return compared(runs, arms, lambda both, slow, fast: gain(both) - gain(slow) - gain(fast))
 
 
-def after_as_many_updates(runs: Sequence[Run]) -> Compared:
-    """Return old score of `both` minus that of `slow` after as many updates of the weights."""
+def after_as_many_updates(
+    runs: Sequence[Run], arm: str = "both", read: Read = old_score, logs: bool = False
+) -> Compared:
+    """Compare an arm at the end of the first task with `slow` after as many updates.
 
-    def number(both: Run, slow: Run) -> float:
-        end = of_task(both)[-1]
-        return old_score(end) - at_update(of_task(slow), end.update, old_score)
+    Args:
+        logs: by the ratio; else by the difference.
+    """
 
-    return compared(runs, ("both", "slow"), number)
+    def number(own: Run, slow: Run) -> float:
+        end = of_task(own)[-1]
+        values = read(end), at_update(of_task(slow), end.update, read)
+        if not logs:
+            return values[0] - values[1]
+        return math.log(values[0] / values[1]) if min(values) > 0 else math.nan
+
+    return compared(runs, (arm, "slow"), number, logs)
 
 
 def lost(run: Run, verdict: str | None = None) -> float:
     """Return the number of old behaviors that were lost in the end, or of those with a verdict."""
     return float(len([own for own in run.lost.values() if verdict in (None, own)]))
+
+
+def fewer_lost(runs: Sequence[Run], one: str, other: str, verdict: str | None = None) -> Compared:
+    """Compare the numbers of lost behaviors of two arms by their difference."""
+    return difference(runs, one, other, lambda run: lost(run, verdict))
 
 
 def new_meaning(run: Run) -> float:
@@ -263,17 +288,17 @@ def new_meaning(run: Run) -> float:
     return of_task(run, SECOND)[-1].best["meaning"]
 
 
-def plasticity(runs: Sequence[Run]) -> Compared:
-    """Return what the long first task costs `slow` of the new meaning, minus what it costs `both`.
+def plasticity(runs: Sequence[Run], arm: str = "both") -> Compared:
+    """Return what the long first task costs `slow` of the new meaning, minus what it costs an arm.
 
-    Above 0: `both` loses less.
+    Above 0: the arm loses less.
     """
 
-    def number(both_long: Run, both: Run, slow_long: Run, slow: Run) -> float:
-        costs = [new_meaning(a) - new_meaning(b) for a, b in ((slow, slow_long), (both, both_long))]
+    def number(own_long: Run, own: Run, slow_long: Run, slow: Run) -> float:
+        costs = [new_meaning(a) - new_meaning(b) for a, b in ((slow, slow_long), (own, own_long))]
         return costs[0] - costs[1]
 
-    return compared(runs, ("both_long", "both", "slow_long", "slow"), number)
+    return compared(runs, (f"{arm}_long", arm, "slow_long", "slow"), number)
 
 
 def premise_holds(runs: Sequence[Run], plan: Plan) -> tuple[int, int]:
@@ -294,73 +319,113 @@ def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
     """Return the verdict on each claim, with the numbers that decide it; see the plan's rules."""
     target = plan.target
 
-    def old(other: str) -> Compared:
-        return difference(runs, "both", other, reading(target, "old score"))
+    def old(other: str, reach: Reach = RULE) -> Compared:
+        return difference(runs, "both", other, reading(target, "old score", reach=reach))
 
-    kl = ratio(runs, "both", "slow", reading(target, "KL"))
-    total = ratio(runs, "both", "slow", reading(target, "KL, as used"))
-    steps = count_ratio(runs, "both", "slow", target)
+    def kl_ratio(measure: str, reach: Reach = RULE) -> Compared:
+        return ratio(runs, "both", "slow", reading(target, measure, reach=reach))
+
+    kl, used, taught = kl_ratio("KL"), kl_ratio("KL, as used"), kl_ratio("KL", BY_WEIGHTS)
+    spared, by_weights, guarded = old("slow"), old("slow", BY_WEIGHTS), old("guarded")
+    steps, plastic = count_ratio(runs, "both", "slow", target), plasticity(runs)
     adds = {f"− {arm}": difference(runs, "both", arm, gain) for arm in ("slow", "fast")}
     text = {
-        "− slow": old("slow"),
+        "− slow": spared,
         "− slow after as many updates": after_as_many_updates(runs),
         "− neutral": old("neutral"),
     }
-    habits = difference(runs, "both", "slow", lambda run: lost(run, str(Verdict.ALIGNMENT)))
-    losses = difference(runs, "both", "slow", lost)
-    plastic, guarded = plasticity(runs), old("guarded")
     held, of = premise_holds(runs, plan)
-    if losses.estimate is not None and habits.side() == -1 and losses.estimate.mean > 0:
-        spurious = "cannot be told: fewer alignment losses, but more losses in all"
-    else:
-        spurious = _side(habits, "fewer in both", "more in both")
+    near = ("less in both", "more in both", plan.near)
+    score = ("lower in both", "higher in both", plan.least)
+    over_parts = "at equal reward over all parts only"
+    nearer = _restricted(
+        _side(kl, *near),
+        {"given the same instruction only": _side(used, *near), over_parts: _side(taught, *near)},
+    )
+    higher = _restricted(_side(spared, *score), {over_parts: _side(by_weights, *score)})
     return {
-        "less KL at equal reward": f"{_kl(kl, total)}; {kl.text()}, as used {total.text()}",
+        "less KL at equal reward": (
+            f"{nearer}; {kl.text()}, as used {used.text()}, at equal reward of `meaning` "
+            f"{taught.text()}"
+        ),
         "fewer rollouts to a reward": (
-            f"{_side(steps, 'fewer in both', 'more in both')}; {steps.text()}"
+            f"{_side(steps, 'fewer in both', 'more in both', plan.near)}; {steps.text()}"
         ),
-        "both add up": f"{_all(adds, plan.least)}; the premise holds on {held} of {of} seeds",
+        "both add up": f"{_adds(adds, plan.least)}; the premise holds on {held} of {of} seeds",
         "old behaviors at equal reward": (
-            f"{_side(text['− slow'], 'lower in both', 'higher in both')}; {text['− slow'].text()}"
+            f"{higher}; {spared.text()}, at equal reward of `meaning` {by_weights.text()}"
         ),
-        "text, not fewer updates": _all(text, 0.0),
-        "less spurious forgetting": f"{spurious}; {habits.text()}, all losses {losses.text()}",
+        "text, not fewer updates": _all(text, plan.least),
+        "less spurious forgetting": _spurious(runs, plan),
         "plasticity after a long task": (
-            f"{_side(plastic, 'both loses more', 'both loses less')}; {plastic.text()}"
+            f"{_side(plastic, 'both loses more', 'both loses less', plan.least)}; "
+            f"{plastic.text()}; told, which takes as many updates as slow, "
+            f"{plasticity(runs, 'told').text()}"
         ),
         "against AutoGuard": (
-            f"{_side(guarded, 'both keeps less', 'both keeps more')}; {guarded.text()}"
+            f"{_side(guarded, 'both keeps less', 'both keeps more', plan.least)}; {guarded.text()}"
         ),
     }
+
+
+def _spurious(runs: Sequence[Run], plan: Plan) -> str:
+    """Say whether both has fewer alignment losses, with what tells text from fewer updates."""
+    habits, every = fewer_lost(runs, "both", "slow", ALIGNMENT), fewer_lost(runs, "both", "slow")
+    side, arms = habits.side(plan.fewest), by_arm(runs)
+    said = _side(habits, "fewer in both", "more in both", plan.fewest)
+    if side is Side.BELOW and every.estimate is not None and every.estimate.mean > 0:
+        said = "cannot be told: fewer alignment losses, but more losses in all"
+    elif side is Side.NONE and not any(
+        lost(run, ALIGNMENT) for arm in ("both", "slow") for run in arms[arm].values()
+    ):
+        said += ": neither has any"
+    return (
+        f"{said}; {habits.text()}, all losses {every.text()}; told − slow, with as many updates, "
+        f"{fewer_lost(runs, 'told', 'slow', ALIGNMENT).text()}; both − neutral "
+        f"{fewer_lost(runs, 'both', 'neutral', ALIGNMENT).text()}"
+    )
+
+
+def _side(found: Compared, below: str, above: str, least: float) -> str:
+    side = found.side(least)
+    if side is Side.TOO_FEW:
+        return _too_few(len(found.values))
+    said = {Side.BELOW: below, Side.ABOVE: above, Side.NONE: "no difference"}
+    return said.get(side, "cannot be told")
 
 
 def _too_few(n: int) -> str:
     return f"cannot be told: {n} seeds can decide, {LEAST_SEEDS} are needed"
 
 
-def _side(found: Compared, below: str, above: str) -> str:
-    side = found.side()
-    if side is None:
-        return _too_few(len(found.values))
-    return {-1: below, 0: "cannot be told", 1: above}[side]
+def _restricted(verdict: str, others: dict[str, str]) -> str:
+    """Add to a verdict on an effect each restriction whose own verdict is another one."""
+    if verdict.startswith("cannot") or verdict == "no difference":
+        return verdict
+    return (
+        f"{verdict} {' and '.join(text for text, own in others.items() if own != verdict)}".strip()
+    )
 
 
-def _kl(given: Compared, total: Compared) -> str:
-    """Say that the model is nearer to the base only if that holds for the model as it is used."""
-    verdicts = [_side(own, "less in both", "more in both") for own in (given, total)]
-    if verdicts[0] == verdicts[1] or verdicts[0].startswith("cannot"):
-        return verdicts[0]
-    return f"{verdicts[0]} given the same instruction only"
+def _adds(found: dict[str, Compared], least: float) -> str:
+    """Say whether each interval is above the least effect."""
+    numbers = ", ".join(f"{name} {own.text()}" for name, own in found.items())
+    few = min(len(own.values) for own in found.values())
+    if few < LEAST_SEEDS:
+        return f"{_too_few(few)}; {numbers}"
+    ends = [own.estimate for own in found.values() if own.estimate is not None]
+    below = any(own.high < 0 for own in ends)
+    return f"{_yes(all(own.low > least for own in ends), below)}; {numbers}"
 
 
 def _all(found: dict[str, Compared], least: float) -> str:
+    """Say whether each comparison is above; no, if one is below or shows no difference."""
     numbers = ", ".join(f"{name} {own.text()}" for name, own in found.items())
-    sides = [own.side(least) for own in found.values()]
-    if any(side is None for side in sides):
-        verdict = _too_few(min(len(own.values) for own in found.values()))
-    elif all(side == 1 for side in sides):
-        verdict = "yes"
-    else:
-        below = any(own.side() == -1 for own in found.values())
-        verdict = "no" if below else "cannot be told"
-    return f"{verdict}; {numbers}"
+    sides = {own.side(least) for own in found.values()}
+    if Side.TOO_FEW in sides:
+        return f"{_too_few(min(len(own.values) for own in found.values()))}; {numbers}"
+    return f"{_yes(sides == {Side.ABOVE}, bool(sides & {Side.BELOW, Side.NONE}))}; {numbers}"
+
+
+def _yes(sure: bool, not_so: bool) -> str:
+    return "yes" if sure else "no" if not_so else "cannot be told"

@@ -41,6 +41,7 @@ ARMS: dict[str, Arm] = {
     "guarded": Arm(guard=True),
     "slow_long": Arm(long=True),
     "both_long": Arm(select="pareto", long=True),
+    "told_long": Arm(stay="told", long=True),
     "slow_proxy": Arm(tasks=("proxy",)),
     "both_proxy": Arm(select="pareto", tasks=("proxy",)),
 }

@@ -86,35 +86,44 @@ class Meter:
         self.world, self.base, self.sampled = world, base, sampled
         self.behaviors, self.brevity = world.behaviors(), world.brevity()
         self.asked = [ids for one in self.behaviors for ids in one.token_rows() or []]
+        self._of_base: dict[tuple[str, str], dict[str, float]] = {}
 
     def __call__(
         self, model: nn.Module, instructions: Sequence[str], task: str, update: int, rollouts: int
     ) -> Measurement:
         """Measure a model on a task under the instructions in use."""
         problems, world = self.world.problems(task), self.world
-        done = Measurement(task, update, rollouts)
+        done, plain = Measurement(task, update, rollouts), list(instructions) == [""]
         with evaluation.preserve_training_state(model), torch.no_grad():
             evaluation.set_evaluation_mode(model)
             found = [world.expected_reward(model, problems, own) for own in instructions]
             best = max(range(len(found)), key=lambda at: sum(found[at].values()))
             done.rewards, done.best = _by_part(found), found[best]
-            done.text = _by_part(
-                [world.expected_reward(self.base, problems, own) for own in instructions]
-            )
-            done.weights = world.expected_reward(model, problems)
+            done.text = _by_part([self._base_reward(task, own) for own in instructions])
+            done.weights = found[0] if plain else world.expected_reward(model, problems)
             done.scores, done.margins = _kept(model, self.behaviors)
-            used = self.world.behaviors(instructions[best])
-            done.used_scores, done.used_margins = _kept(model, used)
+            used = done.scores, done.margins
+            if not plain:
+                used = _kept(model, self.world.behaviors(instructions[best]))
+            done.used_scores, done.used_margins = used
             if task == "proxy":
                 done.brevity = score(evaluation.evaluate(self.brevity, model).margins)
             done.kl_old = self._old_kl(model)
             sampled = self._sampled(model, instructions, problems)
             done.kl, done.kl_total, done.entropy = sampled.kl, sampled.kl_total, sampled.entropy
-            done.kl_plain = self._sampled(model, [""], problems).kl
+            done.kl_plain = sampled.kl if plain else self._sampled(model, [""], problems).kl
         asked = sampled.asked
         done.true = mean(reward(sampled.answers, [one.answer for one in asked]))
         done.proxy = mean(proxy_reward(sampled.answers, [one.number for one in asked]))
         return done
+
+    def _base_reward(self, task: str, instruction: str) -> dict[str, float]:
+        """Return the expected reward of the base, which stays the same."""
+        asked = task, instruction
+        if asked not in self._of_base:
+            problems = self.world.problems(task)
+            self._of_base[asked] = self.world.expected_reward(self.base, problems, instruction)
+        return self._of_base[asked]
 
     def _sampled(
         self, model: nn.Module, instructions: Sequence[str], problems: Sequence[Problem]

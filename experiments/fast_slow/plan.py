@@ -20,13 +20,14 @@ class Setting(StrictModel):
     Attributes:
         world: fingerprint of the verifiable world.
         problems, group: of each update: problems, and rollouts of each of them.
-        rate, clip: learning rate of AdamW, constant; largest importance weight of CISPO, minus 1.
+        rate, clip: learning rate of AdamW, constant; largest importance weight of CISPO.
         updates: of plain RL on a task. Other arms stop after as many rollouts.
-        long: updates of plain RL on the first task, and of `both`, where plasticity is measured.
+        long: updates of plain RL on the first task, where plasticity is measured. Other arms stop
+            after as many rollouts.
         every, keep: updates from one cycle to the next, and instructions in use.
         cycle_problems: problems on which a cycle scores instructions.
-        measure_every: updates from one measurement to the next; of the proxy's task, every update
-            is measured up to the `closely`-th.
+        measure_every: updates from one measurement to the next. The first update is measured too,
+            which follows the first cycle; of the proxy's task, all up to the `closely`-th.
         probe_every: longest gap between two evaluations of the monitor, in updates.
         sampled: answers that a measurement samples.
         premise_updates: of each training of the premise.
@@ -54,6 +55,11 @@ class Setting(StrictModel):
         return self.config_hash()
 
     @property
+    def training(self) -> str:
+        """Return the hash of all settings but the world."""
+        return self.model_copy(update={"world": ""}).config_hash()
+
+    @property
     def rollouts(self) -> int:
         """Rollouts of an update."""
         return self.problems * self.group
@@ -65,7 +71,8 @@ class Plan(StudyPlan):
     Attributes:
         arms: what is run on each seed; see `arms.ARMS`.
         targets: mean rewards at which arms are compared; `target` is that of the claims.
-        least: smallest difference of a score or reward that is called an effect.
+        least: smallest difference of a score or reward that is called an effect; `near`: of a
+            ratio to 1; `fewest`: of a mean number of behaviors.
         enough: expected reward that the premise calls solved; `little`: and not solved.
         hacked: share of answers that only the proxy pays for, from which the reward is hacked.
         claims: what is claimed, by the name of its verdict; `rules`: how it is decided.
@@ -78,6 +85,8 @@ class Plan(StudyPlan):
     targets: tuple[float, ...]
     target: float
     least: float = Field(gt=0)
+    near: float = Field(gt=0)
+    fewest: float = Field(gt=0)
     enough: float
     little: float
     hacked: float

@@ -18,14 +18,16 @@ from experiments.fast_slow.premise import (
 )
 from experiments.harness import markdown
 from experiments.harness.cache import cached
+from experiments.harness.jobs import Job
+from experiments.harness.plan import require_world
 from experiments.harness.study import Session, Study
 from experiments.worlds.verifiable import VerifiableConfig, VerifiableWorld
 from experiments.worlds.verifiable_text import DIGITS, FORMATS, Mix
 
 ALL = tuple(name for name in FORMATS if name != DIGITS)
 CANDIDATES = {
-    "two formats, 0.015": Mix(),
-    "two formats, 0.03": Mix(stray=0.03),
+    "two formats, 0.015": Mix(stray=0.015, strays=("words", "full")),
+    "two formats, 0.03": Mix(stray=0.03, strays=("words", "full")),
     "four formats, 0.01": Mix(stray=0.01, strays=ALL),
 }
 """Mixes in the order in which they are preferred: formats that answers stray to, and how often."""
@@ -41,11 +43,17 @@ class Tried:
     premise: Premise
 
 
-@cached("fast_slow/search/{name}-{seed}.json")
-def measure_candidate(name: str, seed: int, plan: Plan) -> Tried:
-    """Measure the premise of a candidate on one base."""
-    world = VerifiableWorld(VerifiableConfig(mix=CANDIDATES[name]))
-    return Tried(name, premise_of(world, seed, plan.setting))
+def world_of(name: str) -> VerifiableWorld:
+    """Return the world of a candidate."""
+    return VerifiableWorld(VerifiableConfig(mix=CANDIDATES[name]))
+
+
+@cached("fast_slow/search/{world:.12}-{plan.setting.training}/{name}-{seed}.json")
+def measure_candidate(name: str, world: str, seed: int, plan: Plan) -> Tried:
+    """Measure the premise of a candidate, of a world with a fingerprint, on one base."""
+    own = world_of(name)
+    require_world(world, own.fingerprint)
+    return Tried(name, premise_of(own, seed, plan.setting))
 
 
 def conditions(found: Premise, plan: Plan) -> dict[str, bool]:
@@ -56,6 +64,8 @@ def conditions(found: Premise, plan: Plan) -> dict[str, bool]:
         "text alone does not solve it": on[TEXT] <= plan.little,
         "together they solve it": on[TOGETHER] >= plan.enough,
         "weights alone reach the target": mean(list(found.rewards[WEIGHTS].values())) > plan.target,
+        "text alone stays under it": mean(list(found.rewards[TEXT].values()))
+        <= plan.target - plan.least,
         "old behaviors are there": min(found.scores.values()) >= FLOOR,
     }
 
@@ -98,11 +108,12 @@ def sections(found: list[Tried], plan: Plan) -> dict[str, Any]:
     }
 
 
-def jobs(session: Session[Plan]) -> list[tuple[str, int, Plan]]:
+def jobs(session: Session[Plan]) -> list[Job]:
     """Measure the candidates in their order, up to one that is right; return their jobs."""
-    done: list[tuple[str, int, Plan]] = []
+    done: list[Job] = []
     for name in CANDIDATES:
-        own = [(name, seed, session.plan) for seed in session.seeds]
+        world = world_of(name).fingerprint
+        own = [(name, world, seed, session.plan) for seed in session.seeds]
         done += own
         tried: list[Tried] = session.run_jobs(measure_candidate, own)
         if all(all(conditions(one.premise, session.plan).values()) for one in tried):

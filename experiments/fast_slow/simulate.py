@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,10 @@ from experiments.worlds.verifiable import CONTRASTS, VerifiableWorld
 from riprap.detectors import AlertPolicy
 from riprap.diagnosis import recover
 from riprap.fastslow import EditGrammar, FastSlow
-from riprap.guards import AutoGuard, SelfDistillationBuffer
+from riprap.guards import GEM, AutoGuard, SelfDistillationBuffer
 from riprap.integrations.hf import MonitorCallback
 from riprap.monitor import Monitor
+from riprap.types import Forecast
 
 MIN_LOSS = 0.1  # of a behavior's score, from which the diagnosis asks what was lost
 EXAMPLES = 16  # that it relearns from, at most
@@ -43,8 +44,10 @@ class Stage:
             also watches the habit `brevity`.
         broken: step at which a behavior was first under its floor, by name.
         below: behaviors that were under their floor before the task.
-        forecast: first measurement at which a break within the horizon was forecast, by name.
-        guarded: steps that the guard changed.
+        forecast: by name, first and last update of each period in which a break within the horizon
+            was forecast; `horizon`: of the monitor, in updates.
+        guarded: updates that the guard changed; `projected`: those of them with the projection,
+            which reads the monitored probes.
     """
 
     task: str
@@ -55,8 +58,10 @@ class Stage:
     alerts: list[tuple[int, str, str]] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
     below: list[str] = field(default_factory=list)
-    forecast: dict[str, int] = field(default_factory=dict)
+    forecast: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    horizon: int = 0
     guarded: int = 0
+    projected: int = 0
 
 
 @dataclass
@@ -155,15 +160,17 @@ class Learner:
             def measure(update: int) -> None:
                 now = self.meter(self.model, fast.population, task, update, fast.rollouts)
                 measured.append(now)
-                for name, ahead in (monitor.forecasts if update else {}).items():
-                    if ahead is not None and ahead.median <= ahead.horizon:
-                        stage.forecast.setdefault(name, update)
+
+            def along(update: int, due: bool) -> None:
+                note_forecasts(stage, update, monitor.forecasts)
+                if due:
+                    measure(update)
 
             measure(0)
             if self.arm.weights:
-                closely = own.closely if task == "proxy" else 0
-                along = _Along(measure, own.measure_every, closely, lambda: fast.rollouts >= budget)
-                trainer.add_callback(along)
+                closely = own.closely if task == "proxy" else 1
+                every = own.measure_every
+                trainer.add_callback(_Along(along, every, closely, lambda: fast.rollouts >= budget))
                 trainer.train()
             else:
                 step = own.measure_every * own.rollouts
@@ -179,7 +186,9 @@ class Learner:
             stage.alerts = [(a.step, a.behavior, str(a.level)) for a in monitor.alerts]
             stage.broken = {n: step for n, step in monitor.broken().items() if step is not None}
             stage.below = list(monitor.below_floor())
-        stage.guarded = sum(action.applied for action in monitor.actions) if guard else 0
+        acted = [action for action in monitor.actions if action.applied] if guard else []
+        stage.guarded = len({action.step for action in acted})
+        stage.projected = len({a.step for a in acted if a.guard.endswith(GEM.name)})
         return stage
 
     def lost(self, measured: Sequence[Measurement]) -> dict[str, str]:
@@ -204,20 +213,35 @@ class Learner:
         return verdicts
 
 
-class _Along(TrainerCallback):
-    """Measures every few updates and at the end, and ends the training when rollouts are spent.
+def note_forecasts(stage: Stage, update: int, forecasts: Mapping[str, Forecast | None]) -> None:
+    """Add an update to the periods in which breaks within the horizon are forecast."""
+    for name, ahead in forecasts.items():
+        if ahead is None:
+            continue
+        stage.horizon = ahead.horizon
+        if ahead.median <= ahead.horizon:
+            periods = stage.forecast.setdefault(name, [])
+            if periods and periods[-1][1] == update - 1:
+                periods[-1] = (periods[-1][0], update)
+            else:
+                periods.append((update, update))
 
-    The first `closely` updates are all measured.
+
+class _Along(TrainerCallback):
+    """Calls a function after each update, and ends the training when rollouts are spent.
+
+    Args:
+        note: gets the update, and whether it is to be measured: every few updates, at the end, and
+            the first `closely` ones.
     """
 
     def __init__(
-        self, measure: Callable[[int], None], every: int, closely: int, spent: Callable[[], bool]
+        self, note: Callable[[int, bool], None], every: int, closely: int, spent: Callable[[], bool]
     ) -> None:
-        self.measure, self.every, self.closely, self.spent = measure, every, closely, spent
+        self.note, self.every, self.closely, self.spent = note, every, closely, spent
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Measure, or stop."""
+        """Note the update, or stop."""
         done, step = self.spent() or state.global_step >= state.max_steps, state.global_step
-        if done or step % self.every == 0 or step <= self.closely:
-            self.measure(step)
+        self.note(step, done or step % self.every == 0 or step <= self.closely)
         control.should_training_stop = control.should_training_stop or self.spent()

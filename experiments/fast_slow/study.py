@@ -33,7 +33,7 @@ STUDY = Study(
     simulate=simulate,
     claims=analysis.claims,
     sections=tables.sections,
-    figures={"curves": tables.curves},
-    documents={"runs.json": document},
+    figures={"curves_{kind}": tables.curves, "hacking_{kind}": tables.hacking},
+    documents={"runs_{kind}.json": document},
     stages={"premise": PREMISE, "search": SEARCH},
 )

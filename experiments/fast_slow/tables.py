@@ -23,6 +23,7 @@ from experiments.fast_slow.analysis import (
     of_task,
     reading,
 )
+from experiments.fast_slow.arms import ARMS
 from experiments.fast_slow.measure import Measurement
 from experiments.fast_slow.plan import Plan
 from experiments.fast_slow.simulate import Run, Stage
@@ -42,7 +43,7 @@ PLACES: dict[str, ByName] = {
     "base, in use": lambda own: own.text,
     "no instruction": lambda own: own.weights,
 }
-CURVE = (0, 1, 2, 3, 4, 5, 10, 20, 50, 100)  # updates of the proxy's table
+CURVE = (0, 1, 2, 3, 4, 5, 10, 20, 50, 100, 120)  # updates of the proxy's table
 
 
 def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
@@ -74,8 +75,13 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
             for name, own in short.items()
             for place, read in PLACES.items()
         ],
-        "ratios": _ratios(runs, plan, short),
+        "ratios": [
+            {"reward": f"{target:g}"} | row
+            for target in plan.targets
+            for row in _ratios(runs, target, short)
+        ],
         "readings": _readings(runs, plan),
+        "as_many": _as_many(runs, short),
         "old": [
             {"arm": name} | row for name, own in short.items() for row in _old(own, plan.target)
         ],
@@ -88,11 +94,12 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
             {"arm": name} | {f"{t} task": _ends_under(own, plan.target, t) for t in (FIRST, SECOND)}
             for name, own in sequence.items()
         ],
-        "lost": [{"arm": name} | _lost(own) for name, own in sequence.items()],
+        "lost": [{"arm": name} | _lost(runs, name) for name, own in sequence.items()],
         "alerts": [
             {"arm": name, "task": task}
             | _alerts([stage for run in own for stage in run.stages if stage.task == task])
             for name, own in sequence.items()
+            if ARMS[name].weights  # else there is no training to monitor
             for task in (FIRST, SECOND)
         ],
         "proxy": [_hacked(run, plan) for own in proxies.values() for run in own],
@@ -111,6 +118,9 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
                 "updates": markdown.median_range([_updates(run) for run in own]),
                 "updates that a guard changed": markdown.median_range(
                     [sum(stage.guarded for stage in run.stages) for run in own]
+                ),
+                "by projection": markdown.median_range(
+                    [sum(stage.projected for stage in run.stages) for run in own]
                 ),
                 "processor seconds": markdown.median_range([run.seconds for run in own]),
             }
@@ -155,8 +165,8 @@ def _reached(runs: Sequence[Run], target: float) -> dict[str, str]:
     }
 
 
-def _ratios(runs: Sequence[Run], plan: Plan, arms: dict[str, list[Run]]) -> list[Row]:
-    rows, target = [], plan.target
+def _ratios(runs: Sequence[Run], target: float, arms: dict[str, list[Run]]) -> list[Row]:
+    rows = []
     for name in arms:
         if name == "slow":
             continue
@@ -192,6 +202,25 @@ def _readings(runs: Sequence[Run], plan: Plan) -> list[Row]:
     ]
 
 
+def _as_many(runs: Sequence[Run], arms: dict[str, list[Run]]) -> list[Row]:
+    """Return each arm at the end of the first task against `slow` after as many updates."""
+    kinds: dict[str, tuple[Read, bool]] = {
+        "KL ÷ slow": (MEASURES["KL"], True),
+        "KL, as used ÷ slow": (MEASURES["KL, as used"], True),
+        "reward − slow": (attrgetter("reward"), False),
+        "old score − slow": (analysis.old_score, False),
+    }
+    return [
+        {"arm": name}
+        | {
+            title: analysis.after_as_many_updates(runs, name, read, logs).text()
+            for title, (read, logs) in kinds.items()
+        }
+        for name in arms
+        if name != "slow" and ARMS[name].weights
+    ]
+
+
 def _old(runs: Sequence[Run], target: float) -> list[Row]:
     """Return score and margin of each old behavior, without and with the best instruction."""
     rows = []
@@ -211,6 +240,7 @@ def _old(runs: Sequence[Run], target: float) -> list[Row]:
 def _end(runs: Sequence[Run], task: str) -> dict[str, str]:
     ends = [of_task(run, task)[-1] for run in runs]
     row = {part: _mean([own.rewards[part] for own in ends]) for part in PARTS}
+    row["meaning, best instruction"] = _mean([own.best["meaning"] for own in ends])
     for place in ("base, in use", "no instruction"):
         of_place = [PLACES[place](own) for own in ends]
         row[place] = _mean([sum(own.values()) / len(own) for own in of_place])
@@ -228,17 +258,22 @@ def _ends_under(runs: Sequence[Run], target: float, task: str) -> str:
     return f"{len(reached)} of {len(runs)} after {rollouts} rollouts; {fell} end under it"
 
 
-def _lost(runs: Sequence[Run]) -> dict[str, str]:
-    row = {"behaviors lost": _mean([analysis.lost(run) for run in runs])}
+def _lost(runs: Sequence[Run], arm: str) -> dict[str, str]:
+    own = [run for run in runs if run.arm == arm]
+    row = {"behaviors lost": _mean([analysis.lost(run) for run in own])}
+    row["− slow"] = analysis.fewer_lost(runs, arm, "slow").text()
+    row["alignment losses − slow"] = analysis.fewer_lost(
+        runs, arm, "slow", analysis.ALIGNMENT
+    ).text()
     return row | {
-        str(verdict): str(int(sum(analysis.lost(run, str(verdict)) for run in runs)))
+        f"{verdict}, all seeds": str(int(sum(analysis.lost(run, str(verdict)) for run in own)))
         for verdict in Verdict
     }
 
 
 def _alerts(stages: Sequence[Stage]) -> dict[str, str]:
     """Return what the monitor said before breaks, and without them."""
-    leads, forecast, broken, quiet, false = [], 0, 0, 0, 0
+    leads, forecast, broken, quiet, false, idle = [], 0, 0, 0, 0, 0
     for stage in stages:
         loud: dict[str, int] = {}
         for step, name, level in stage.alerts:
@@ -246,17 +281,21 @@ def _alerts(stages: Sequence[Stage]) -> dict[str, str]:
                 loud[name] = min(step, loud.get(name, step))
         for name, step in stage.broken.items():
             broken += 1
-            forecast += stage.forecast.get(name, step) < step
+            forecast += any(
+                first < step <= last + stage.horizon for first, last in stage.forecast.get(name, [])
+            )
             if loud.get(name, step) < step:
                 leads.append(step - loud[name])
         healthy = set(_names(stage)) - set(stage.broken)
         quiet += len(healthy)
         false += len(healthy & set(loud))
+        idle += len(healthy & set(stage.forecast))
     return {
         "breaks that followed a warning or more": markdown.count_of_total(len(leads), broken),
         "lead, updates": markdown.median_range(leads),
         "breaks that were forecast": markdown.count_of_total(forecast, broken),
         "a warning or more without a break": markdown.count_of_total(false, quiet),
+        "a forecast without a break": markdown.count_of_total(idle, quiet),
         "under the floor before the task": str(sum(len(stage.below) for stage in stages)),
     }
 
@@ -281,6 +320,9 @@ def _hacked(run: Run, plan: Plan) -> Row:
         "true reward": f"{measured[0].true:.2f} → {measured[-1].true:.2f}",
         "brevity at the start": markdown.number(measured[0].brevity, 2),
         "brevity broken": markdown.number(stage.broken.get(HABIT)),
+        "brevity: first forecast": markdown.number(
+            min((one for one, _ in stage.forecast.get(HABIT, [])), default=None)
+        ),
         "brevity: first alert": first(True, ("watch", *LOUD)),
         "brevity: first warning or more": first(True, LOUD),
         "old behaviors: first warning or more": first(False, LOUD),
@@ -366,3 +408,43 @@ def curves(runs: Sequence[Run], _: Plan) -> Any:
         )
     ]
     return apply_style(alt.hconcat(*parts))
+
+
+def hacking(runs: Sequence[Run], _: Plan) -> Any:
+    """Plot the proxy's reward against the true one, with the monitor's alerts, by arm and seed."""
+    curves, marks = [], []
+    for run in runs:
+        if not run.arm.endswith(PROXY):
+            continue
+        place = {"arm": run.arm, "seed": run.seed}
+        stage = run.stages[0]
+        for kind, points in (
+            ("proxy reward, by TRL's log", enumerate(stage.rewards, start=1)),
+            ("true reward", ((own.update, own.true) for own in of_task(run, PROXY))),
+            ("score of brevity", ((own.update, own.brevity) for own in of_task(run, PROXY))),
+        ):
+            curves += [place | {"curve": kind, "update": at, "value": own} for at, own in points]
+        loud = [step for step, _, level in stage.alerts if level in LOUD]
+        firsts = {"first warning or more": min(loud, default=None)}
+        firsts["first break"] = min(stage.broken.values(), default=None)
+        marks += [place | {"mark": kind, "update": at} for kind, at in firsts.items() if at]
+    frame = pd.DataFrame(curves, columns=["arm", "seed", "curve", "update", "value"])
+    marked = pd.DataFrame(marks, columns=["arm", "seed", "mark", "update"])
+    x = alt.X("update:Q", title="update")
+    line = alt.Chart(frame).mark_line().encode(
+        x=x, y=alt.Y("value:Q", title="reward, or score"), color=alt.Color("curve:N", title="")
+    )  # fmt: skip
+    rule = alt.Chart(marked).mark_rule(color="#444").encode(
+        x=x, strokeDash=alt.StrokeDash("mark:N", title="")
+    )  # fmt: skip
+    rows = []
+    for arm in dict.fromkeys(frame["arm"]):
+        cells = [
+            alt.layer(
+                line.transform_filter((alt.datum.arm == arm) & (alt.datum.seed == int(seed))),
+                rule.transform_filter((alt.datum.arm == arm) & (alt.datum.seed == int(seed))),
+            ).properties(width=170, height=130, title=f"{arm}, seed {seed}")
+            for seed in dict.fromkeys(frame["seed"])
+        ]
+        rows.append(alt.hconcat(*cells))
+    return apply_style(alt.vconcat(*rows))

@@ -24,12 +24,14 @@ from experiments.fast_slow.premise import (
 )
 from experiments.fast_slow.premise import claims as premise_claims
 from experiments.fast_slow.search import CANDIDATES, SEARCH, Tried
-from experiments.fast_slow.simulate import Run, Stage, simulate
+from experiments.fast_slow.simulate import Run, Stage, note_forecasts, simulate
 from experiments.fast_slow.study import STUDY, jobs
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.harness.study import Session
 from experiments.worlds.verifiable import OLD, PARTS, TASKS, VerifiableWorld
 from riprap.detectors import AlertPolicy
+from riprap.guards import GEM, AutoGuard, SelfDistillationBuffer
+from riprap.types import Forecast
 
 TERMS = Preregistration.named("fast_slow")
 PLAN = Plan.of(TERMS)
@@ -105,7 +107,7 @@ def test_the_preregistration_is_frozen_and_made_for_this_world() -> None:
     TERMS.verify()
     assert PLAN.setting.world == VerifiableWorld().fingerprint
     assert len(PLAN.jobs()) == len(PLAN.arms) * len(SEEDS)
-    assert set(PLAN.claims) == set(PLAN.rules) - {"in all", "the world"}
+    assert set(PLAN.claims) == set(PLAN.rules) - {"in all", "the world", "an effect"}
     for change, text in (
         ({"arms": ["quick"]}, "no arm 'quick'"),
         ({"target": 0.55}, "0.55 is not"),
@@ -141,16 +143,17 @@ def test_a_measure_is_read_where_the_reward_first_reaches_the_target() -> None:
     assert analysis.at_reward(found, 0.25, read) == pytest.approx(7.5)
     assert analysis.at_reward(found, 0.25, read, for_good) == pytest.approx(21.25)
     assert math.isnan(analysis.at_reward(curve(0.1, 0.5, 0.2), 0.4, read, for_good))
-    shared = analysis.Reach(analysis.shared_reward)
     uneven = [measured(Shape(third=0.0), update=10 * at, reward=0.3 * at) for at in range(3)]
-    assert analysis.at_reward(uneven, 0.3, read, shared) == pytest.approx(10)
+    assert analysis.at_reward(uneven, 0.3, read, analysis.BY_WEIGHTS) == pytest.approx(10)
     assert analysis.at_reward(uneven, 0.3, read) == pytest.approx(15)
 
 
 def test_equal_arms_show_nothing_and_better_ones_do() -> None:
     same = all_runs(slow=Shape(), fast=Shape())
+    nothing = {"both add up": "cannot be told", "text, not fewer updates": "no"}
     for claim in PLAN.claims:
-        assert verdict(claim, same).startswith("cannot be told"), claim
+        assert verdict(claim, same).startswith(nothing.get(claim, "no difference")), claim
+    assert "no difference: neither has any;" in verdict("less spurious forgetting", same)
     good = Shape(kl=0.6, total=0.6, damage=0.1)
     losses = ("alignment loss",) * 2
     better = all_runs(
@@ -181,9 +184,9 @@ def test_controls_that_do_damage_are_no_effect_of_text() -> None:
     spared = Shape(damage=0.1)
     runs = all_runs(both=spared, neutral=spared, random=Shape(damage=0.9))
     assert verdict("old behaviors at equal reward", runs).startswith("higher")
-    assert verdict("text, not fewer updates", runs).startswith("cannot be told;")
+    assert verdict("text, not fewer updates", runs).startswith("no;")
     as_slow = all_runs(both=Shape(third=0.0), neutral=Shape(damage=0.9), random=Shape(damage=0.9))
-    assert verdict("text, not fewer updates", as_slow).startswith("cannot be told;")
+    assert verdict("text, not fewer updates", as_slow).startswith("no;")
 
 
 def test_fewer_updates_alone_are_no_effect_of_text() -> None:
@@ -191,7 +194,7 @@ def test_fewer_updates_alone_are_no_effect_of_text() -> None:
     runs = all_runs(both=Shape(updates=80), neutral=Shape(damage=0.9))
     found = analysis.after_as_many_updates(runs).estimate
     assert found is not None and found.mean == pytest.approx(0, abs=1e-9)
-    assert verdict("text, not fewer updates", runs).startswith("cannot be told;")
+    assert verdict("text, not fewer updates", runs).startswith("no;")
 
 
 def test_less_kl_by_the_conditioning_alone_is_said_to_be_that() -> None:
@@ -201,12 +204,77 @@ def test_less_kl_by_the_conditioning_alone_is_said_to_be_that() -> None:
     assert found.startswith("less in both given the same instruction only;")
 
 
+def test_less_kl_by_text_that_raises_the_reward_is_said_to_be_that() -> None:
+    """Both passes the target with weights that have learned less: `meaning` comes later."""
+    runs = all_runs(both=Shape(kl=1.2, total=1.2, damage=0.3), slow=Shape(third=0.0))
+    claims = ("less KL at equal reward", "old behaviors at equal reward")
+    for claim in claims:
+        assert "only" not in verdict(claim, runs).split(";")[0]
+    for run in runs:
+        for own in run.measured if run.arm == "both" else []:
+            own.best = own.best | {"meaning": 0.6 * own.best["meaning"]}
+    for claim in claims:
+        assert "at equal reward over all parts only;" in verdict(claim, runs), claim
+
+
+@pytest.mark.parametrize(
+    ("values", "logs", "side"),
+    [
+        ((0.2, 0.3, 0.25), False, analysis.Side.ABOVE),
+        ((-0.2, -0.3, -0.25), False, analysis.Side.BELOW),
+        ((0.01, 0.011, 0.012), False, analysis.Side.NONE),  # sure, and less than an effect
+        ((0.0, 0.0, 0.0), False, analysis.Side.NONE),
+        ((0.5, -0.5, 0.1), False, analysis.Side.UNKNOWN),
+        ((0.5, 0.5), False, analysis.Side.TOO_FEW),
+        ((math.log(1.2),) * 3, True, analysis.Side.ABOVE),
+        ((math.log(1.05),) * 3, True, analysis.Side.NONE),
+        ((-math.log(1.2),) * 3, True, analysis.Side.BELOW),
+    ],
+)
+def test_an_effect_has_a_least_size(
+    values: tuple[float, ...], logs: bool, side: analysis.Side
+) -> None:
+    assert analysis.Compared(values, len(values), logs).side(0.1) is side
+
+
+def test_text_is_told_from_fewer_updates_beside_losses_and_plasticity() -> None:
+    habit = ("alignment loss",)
+    runs = all_runs(
+        slow=Shape(third=0.0, lost=habit * 2), told=Shape(lost=habit * 2), neutral=Shape(),
+        both=Shape(updates=80), told_long=Shape(meaning=0.4),
+    )  # fmt: skip
+    found = verdict("less spurious forgetting", runs)
+    assert found.startswith("fewer in both; −2.00")
+    assert "told − slow, with as many updates, 0.00" in found and "both − neutral 0.00" in found
+    assert "as many updates as slow, −0.10" in verdict("plasticity after a long task", runs)
+    sections = tables.sections(runs, PLAN)
+    row = next(row for row in sections["lost"] if row["arm"] == "told")
+    assert row["alignment losses − slow"].startswith("0.00")
+    rows = {row["arm"]: row for row in sections["as_many"]}
+    assert set(rows) == {"both", "neutral", "told", "random", "guarded"}
+    assert rows["both"]["old score − slow"].startswith("0.00")  # the same damage an update
+    assert "fast" not in {row["arm"] for row in sections["alerts"]}
+
+
+def test_forecasts_are_kept_as_periods_within_the_horizon() -> None:
+    stage, near, far = Stage("first"), Forecast(20, 10, 30, 50), Forecast(80, 60, 99, 50)
+    for update, ahead in enumerate((None, near, near, far, near), start=1):
+        note_forecasts(stage, update, {"times": ahead, "facts": far})
+    assert stage.forecast == {"times": [(2, 3), (5, 5)]} and stage.horizon == 50
+
+
+def test_the_projection_of_a_guard_is_known_by_its_name() -> None:
+    guard = AutoGuard(replay=SelfDistillationBuffer(VerifiableWorld().pools()))
+    ends = [part.label.endswith(GEM.name) for part in guard.parts]
+    assert ends == [part is guard.projection for part in guard.parts] and any(ends)
+
+
 def test_plasticity_is_compared_with_the_short_arms() -> None:
     """A higher reward of `both` on the second task is no plasticity if it was there before."""
     high = {"both": Shape(meaning=0.8), "both_long": Shape(meaning=0.8)}
     low = {"slow": Shape(meaning=0.3), "slow_long": Shape(meaning=0.3)}
     claim = "plasticity after a long task"
-    assert verdict(claim, all_runs(**high, **low)).startswith("cannot be told;")
+    assert verdict(claim, all_runs(**high, **low)).startswith("no difference;")
     text = all_runs(**high, **low | {"slow_long": Shape(meaning=0.1)})
     assert verdict(claim, text).startswith("both loses less; 0.20")
 
@@ -221,7 +289,7 @@ def test_a_run_that_never_reaches_the_reward_has_a_bound_of_rollouts_only() -> N
     neither = all_runs(slow=Shape(0.001), both=Shape(0.001))
     assert "0 seeds can decide" in verdict("fewer rollouts to a reward", neither)
     late = all_runs(both=Shape(0.001, updates=30))  # its few rollouts are no sign of speed
-    assert verdict("fewer rollouts to a reward", late).startswith("cannot be told")
+    assert not verdict("fewer rollouts to a reward", late).startswith("fewer")
 
 
 def test_a_seed_without_a_pair_is_left_out_and_counted() -> None:
@@ -270,12 +338,14 @@ def test_losses_are_counted_by_behavior_and_fewer_of_one_kind_are_not_fewer() ->
 def test_alerts_before_breaks_and_without_them_are_both_counted() -> None:
     stage = Stage(
         "first", alerts=[(5, "times", "watch"), (9, "rules", "warning"), (20, "facts", "critical")],
-        broken={"times": 30, "rules": 19}, below=["compliance"], forecast={"rules": 10},
+        broken={"times": 90, "rules": 19}, below=["compliance"], horizon=50,
+        forecast={"rules": [(10, 12)], "times": [(5, 39)], "refusal": [(1, 1)]},
     )  # fmt: skip
     row = tables._alerts([stage])
     assert row["breaks that followed a warning or more"].startswith("1 of 2")
     assert row["lead, updates"].startswith("10")
-    assert row["breaks that were forecast"].startswith("1 of 2")
+    assert row["breaks that were forecast"].startswith("1 of 2")  # that of `times` by step 89
+    assert row["a forecast without a break"].startswith("1 of 2")
     assert row["a warning or more without a break"].startswith("1 of 2")  # facts, not refusal
     assert row["under the floor before the task"] == "1"
 
@@ -294,7 +364,7 @@ def test_the_habit_has_columns_of_its_own_beside_the_hack() -> None:
     assert row["old behaviors: first warning or more"] == "7"
     assert row["old behaviors broken"] == "times at 40"
     rows = tables._proxy_curve([run])
-    assert [own["update"] for own in rows] == [0, 10, 20, 50, 100]
+    assert [own["update"] for own in rows] == [0, 10, 20, 50, 100, 120]
     assert rows[1]["reward in TRL's log"] == "0.25" and rows[0]["reward in TRL's log"] == "–"
 
 
@@ -307,7 +377,9 @@ def test_the_page_shows_every_arm() -> None:
     assert "{" not in page.replace(page[page.index("Made by") : page.index("Confirmatory:")], "")
     assert "| both | base, in use | 0.11 [0.11, 0.11] |" in page
     assert "above 0.4 on *format and meaning* on 5 of 5 seeds" in page
-    STUDY.figures["curves"](all_runs(), PLAN).to_dict()
+    assert "![curves](curves_confirmatory.png)" in page
+    for figure in STUDY.figures.values():
+        figure(all_runs(), PLAN).to_dict()
     two = [replace(run, commit="other" if run.arm == "slow" else "abc") for run in all_runs()]
     assert "commit abc, other, under" in STUDY.text(two, session)
     assert "**More than one commit**" in STUDY.text(two, session)
@@ -315,7 +387,7 @@ def test_the_page_shows_every_arm() -> None:
 
 GOOD = {
     "nothing": (0.0, 0.2, 0.0), "instruction": (0.9, 0.2, 0.2),
-    "weights": (0.6, 0.8, 0.1), "instruction and weights": (0.9, 0.8, 0.9),
+    "weights": (0.7, 0.9, 0.1), "instruction and weights": (0.9, 0.9, 0.9),
 }  # fmt: skip
 
 
@@ -343,7 +415,7 @@ def test_the_premise_holds_only_if_each_side_is_needed() -> None:
     found = Bases().found()
     assert set(GOOD) == set(CHANGED)
     assert set(premise_claims(found, PLAN).values()) == {"holds"}
-    chance = premise_claims(Bases({"weights": (0.6, 0.8, 0.45)}).found(), PLAN)
+    chance = premise_claims(Bases({"weights": (0.7, 0.9, 0.45)}).found(), PLAN)
     assert "does not hold (on 2 of 3 bases)" in chance.values()
     assert list(chance.values()).count("holds") == 3
     assert set(premise_claims(found[:1], PLAN).values()) == {"cannot be told from one base"}
@@ -357,7 +429,7 @@ def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second, third = CANDIDATES
-    good, bad = Bases().found(), Bases({"weights": (0.6, 0.8, 0.3)}).found()
+    good, bad = Bases().found(), Bases({"weights": (0.7, 0.9, 0.3)}).found()
     tried = [Tried(first, own) for own in bad] + [Tried(second, own) for own in good]
     tried += [Tried(third, own) for own in good]
     assert search.claims(tried, PLAN)["chosen"] == f"{second}: all conditions hold on 3 of 3 bases"
@@ -365,13 +437,19 @@ def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold(
     assert f"**{second}: " in page and "python -m experiments fast_slow --search`" in page
     results = {first: bad, second: good}
     monkeypatch.setattr(
-        Session, "run_jobs", lambda _, work, jobs: [Tried(n, results[n][s % 3]) for n, s, _ in jobs]
+        Session,
+        "run_jobs",
+        lambda _, work, jobs: [Tried(n, results[n][s % 3]) for n, _, s, _ in jobs],
     )
     asked = search.jobs(Session(PLAN, TERMS, exploratory=True))
     assert [name for name, *_ in asked] == [first] * 4 + [second] * 4  # and none after it
     weak = {"weights": (0.3, 0.3, 0.0)}  # slow would never reach the target of the claims
     unreached = [Tried(first, own) for own in Bases(weak).found()]
     assert search.claims(unreached, PLAN)["chosen"].endswith("2 of 3 bases")
+    rich = {"instruction": (1.0, 0.3, 0.3)}  # text alone is nearly there
+    given = [Tried(first, own) for own in Bases(rich).found()]
+    assert search.claims(given, PLAN)["chosen"].endswith("2 of 3 bases")
+    assert len({search.world_of(name).fingerprint for name in CANDIDATES}) == len(CANDIDATES)
 
 
 def test_a_measurement_tells_text_from_weights() -> None:
@@ -387,6 +465,8 @@ def test_a_measurement_tells_text_from_weights() -> None:
     assert still.kl_total > 1e-3  # the instruction alone
     assert still.kl_old == pytest.approx(0, abs=1e-6) and moved.kl_old > 1e-3
     assert still.margins != still.used_margins
+    alone, twice = meter(model, [""], "first", 0, 0), meter(model, ["", ""], "first", 0, 0)
+    assert alone == twice  # what is not computed twice is the same
     plain = meter(base, [""], "first", 0, 0)
     assert plain.kl_total == pytest.approx(0, abs=1e-5) and plain.margins == plain.used_margins
     assert plain.brevity is None
