@@ -17,6 +17,7 @@ from experiments.harness.jobs import JobError
 PLAIN, MODERATE, RANDOM = "plain", "moderate", "random"
 UNKNOWN = "cannot be told"
 CONTROLS = ("random_by_length", "random_by_category")
+YOKED = "yoked_by_category"
 Cell = tuple[int, int]  # base, seed of the data
 
 
@@ -155,7 +156,7 @@ def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
     methods = finished(runs)
     found = {
         f"moderate against {name}": verdict(methods, MODERATE, name, plan)
-        for name in (PLAIN, RANDOM, *CONTROLS)
+        for name in (PLAIN, RANDOM, *CONTROLS, YOKED)
     }
     shared = {found[f"moderate against {name}"] for name in CONTROLS}
     clear = len(shared) == 1 and not any(", but " in one for one in shared)
@@ -186,6 +187,18 @@ def overlap(run: Run, other: Run) -> float:
     pairs = [(set(a.chosen), set(b.chosen)) for a, b in zip(run.stages, other.stages, strict=True)]
     chosen = sum(len(own) for own, _ in pairs)
     return sum(len(own & others) for own, others in pairs) / chosen if chosen else math.nan
+
+
+def unlike(run: Run, other: Run) -> float:
+    """Return how far the categories of two runs' rows differ: 0 to 1, the mean over stages.
+
+    Half of the sum of the differences of the shares (the total variation distance).
+    """
+    distances = [
+        sum(abs(a.taken.get(k, 0) / a.rows - b.taken.get(k, 0) / b.rows) for k in a.taken | b.taken)
+        for a, b in zip(run.stages, other.stages, strict=True)
+    ]
+    return float(np.mean(distances)) / 2
 
 
 def largest_drop(run: Run) -> float:

@@ -16,6 +16,7 @@ from riprap.selection import Scores, Strategy
 from riprap.selection.strategies import Moderate, RandomByLength
 
 BUFFER_ROWS = 8  # old examples in a draw
+CHOSEN = "chosen"
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Method:
         osft: singular directions of the weights are trained, and no adapter.
         pace: factor of the learning rate.
         ratio: share of a batch that selection learns from; None: the setting's.
+        yoked: method whose run on the same base and data says which categories are learned.
     """
 
     strategy: str | Strategy | None = None
@@ -76,6 +78,18 @@ class Method:
     osft: bool = False
     pace: float = 1.0
     ratio: float | None = None
+    yoked: str | None = None
+
+
+class GivenRows(Strategy):
+    """Samples that were chosen before training: those of the category `CHOSEN`."""
+
+    name = "given_rows"
+    needs = frozenset({"category"})
+
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> np.ndarray:
+        """See `Strategy.choose`."""
+        return np.flatnonzero(scores.require("category") == CHOSEN)[:count]
 
 
 class ModerateByLength(Moderate):
@@ -118,6 +132,7 @@ METHODS: dict[str, Method] = {
     "moderate": Method(strategy="moderate"),
     "random_by_length": Method(strategy="random_by_length:moderate"),
     "random_by_category": Method(strategy="random_by_category:moderate"),
+    "yoked_by_category": Method(strategy=GivenRows(), yoked="moderate"),
     "auto_guard": Method(guard=lambda memory: guards.AutoGuard(replay=memory.buffer)),
     "plain_half_rate": Method(pace=0.5),
     "high": Method(strategy="high"),
@@ -134,5 +149,8 @@ METHODS: dict[str, Method] = {
     "osft": Method(osft=True),
     **SWEPT,
 }
-MAIN = ("plain", "random", "moderate", "random_by_length", "random_by_category", "auto_guard")
+MAIN = (
+    *("plain", "random", "moderate", "random_by_length", "random_by_category", "auto_guard"),
+    "yoked_by_category",
+)
 FRONT = ("plain_half_rate",)  # with plain, attack success as a function of what was learned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,23 @@ def drawn(rows: Sequence[Row], steps: int, batch: int, seed: int) -> list[list[R
         )
     order = np.random.default_rng(seed).permutation(len(rows))[: steps * batch]
     return [[rows[at] for at in part] for part in order.reshape(steps, batch)]
+
+
+def yoked(batches: Sequence[Sequence[Row]], chosen: Container[int], seed: int) -> set[int]:
+    """Return the numbers of other rows of the same batches, with the categories of the chosen ones.
+
+    As many rows of each category of a batch are drawn at random. A chosen row is drawn only where
+    its category has too few others in the batch.
+    """
+    random, found = np.random.default_rng(seed), set()
+    for batch in batches:
+        for kind in sorted({row.category for row in batch}):
+            own = [row.number for row in batch if row.category == kind]
+            kept = [number for number in own if number in chosen]
+            others = [number for number in own if number not in chosen]
+            drawn = [*random.permutation(others), *random.permutation(kept)][: len(kept)]
+            found.update(int(number) for number in drawn)
+    return found
 
 
 def collate(rows: Sequence[Row], pad: int, whole: bool = False) -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from experiments.continual_real.measure import AUTOCAST, Look, Meter, autocast, forward
-from experiments.continual_real.methods import METHODS, Memory, Method
+from experiments.continual_real.methods import CHOSEN, METHODS, Memory, Method
 from experiments.continual_real.plan import Plan, Setting
-from experiments.continual_real.rows import TASKS, Row, collate, drawn, task_rows
+from experiments.continual_real.rows import TASKS, Row, collate, drawn, task_rows, yoked
 from experiments.guards_bench.grounds._smollm2 import split
 from experiments.guards_bench.osft import osft
 from experiments.harness.cache import cached
@@ -32,6 +32,7 @@ from riprap._text import error_text
 from riprap.behaviors import Behavior, is_refusal
 from riprap.commands import load_model
 from riprap.detectors import score
+from riprap.errors import ConfigError
 from riprap.monitor import Monitor
 from riprap.selection import Selector
 
@@ -115,7 +116,10 @@ def simulate(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            TaskSequence(Ground(base, plan.setting, data), run).train()
+            sequence = TaskSequence(Ground(base, plan.setting, data), run)
+            if (model := sequence.method.yoked) is not None:
+                sequence.leader = simulate(model, rate, order, base, seed, plan, data)
+            sequence.train()
         except Exception as problem:  # noqa: BLE001 a failure is a result, and is shown
             run.failed = error_text(problem)
     told = [str(one.message) for one in caught]
@@ -199,7 +203,11 @@ def first_look(base: int, setting: Setting, meter: Meter, model: nn.Module) -> L
 
 
 class TaskSequence:
-    """The stages of one run."""
+    """The stages of one run.
+
+    Attributes:
+        leader: the run whose categories a yoked method takes.
+    """
 
     def __init__(self, ground: Ground, run: Run) -> None:
         self.ground, self.run, self.setting = ground, run, ground.setting
@@ -208,6 +216,7 @@ class TaskSequence:
         self.memory = Memory(ground.pools, run.seed)
         self.old = ground.old_rows() if self.method.replays else []
         self.random = np.random.default_rng(run.seed)
+        self.leader: Run | None = None
 
     def train(self) -> None:
         """Learn every task in turn."""
@@ -242,7 +251,8 @@ class TaskSequence:
             autocast=AUTOCAST,
         )
         guard = self.method.guard(self.memory) if self.method.guard else None
-        with monitor.watch(model, optimizer, guard), self._selected(model, optimizer, batches) as s:
+        selected = self._selected(at, model, optimizer, batches)
+        with monitor.watch(model, optimizer, guard), selected as s:
             if guard is not None:
                 self.memory.keep_base(guard)
             for rows in batches:
@@ -318,18 +328,24 @@ class TaskSequence:
 
     @contextmanager
     def _selected(
-        self, model: nn.Module, optimizer: Any, batches: list[list[Row]]
+        self, at: int, model: nn.Module, optimizer: Any, batches: list[list[Row]]
     ) -> Iterator[Selector | None]:
         if self.method.strategy is None:
             yield None
             return
+        categories = {row.number: row.category for rows in batches for row in rows}
+        if self.leader is not None:
+            if self.leader.failed:
+                raise ConfigError(f"the run of {self.leader.method} failed")
+            drawn = yoked(batches, self.leader.stages[at].chosen, self.run.seed)
+            categories = {number: CHOSEN if number in drawn else "" for number in categories}
         selector = Selector(
             self.method.strategy,
             self.method.ratio or self.setting.ratio,
             behaviors=self.ground.monitored if self.method.informed else (),
             seed=self.run.seed,
             row_id=ROW,
-            categories={row.number: row.category for rows in batches for row in rows},
+            categories=categories,
         )
         with selector.attach(model, optimizer):
             yield selector

@@ -12,6 +12,7 @@ from experiments.continual_real.analysis import (
     MODERATE,
     PLAIN,
     RANDOM,
+    YOKED,
     Cell,
     claims,
     difference,
@@ -22,6 +23,7 @@ from experiments.continual_real.analysis import (
     largest_drop,
     learned,
     overlap,
+    unlike,
 )
 from experiments.continual_real.methods import MAIN, METHODS, SHARES, SWEPT
 from experiments.continual_real.paper import paper_tables, swept_name
@@ -35,7 +37,7 @@ PAIRS = (
     (MODERATE, PLAIN),
     (RANDOM, PLAIN),
     (MODERATE, RANDOM),
-    *((MODERATE, c) for c in CONTROLS),
+    *((MODERATE, control) for control in (*CONTROLS, YOKED)),
 )
 BASE = "(base)"
 
@@ -140,7 +142,7 @@ def _bases(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
 def _matched(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
     """Return how far each control's rows are those of moderate selection, over all cells."""
     rows = []
-    for name in (RANDOM, *CONTROLS):
+    for name in (RANDOM, *CONTROLS, YOKED):
         pairs = [
             (run, methods[MODERATE][cell])
             for cell, run in methods.get(name, {}).items()
@@ -159,6 +161,9 @@ def _matched(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
                 "control": name,
                 "same rows as moderate": median_range(shared, 2, "mean"),
                 "response tokens ÷ moderate's, by stage": median_range(ratios, 2, "mean"),
+                "categories unlike moderate's": median_range(
+                    [unlike(one, two) for one, two in pairs], 2, "mean"
+                ),
             }
         )
     return rows

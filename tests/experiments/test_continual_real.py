@@ -13,9 +13,17 @@ from torch.nn import functional
 
 from experiments.continual_real import analysis, simulate, study, tables
 from experiments.continual_real.measure import Look
-from experiments.continual_real.methods import FRONT, MAIN, METHODS, SWEPT, ModerateByLength
+from experiments.continual_real.methods import (
+    CHOSEN,
+    FRONT,
+    MAIN,
+    METHODS,
+    SWEPT,
+    GivenRows,
+    ModerateByLength,
+)
 from experiments.continual_real.plan import GIVEN, Plan
-from experiments.continual_real.rows import TASKS, Row, collate, drawn, harmful_requests
+from experiments.continual_real.rows import TASKS, Row, collate, drawn, harmful_requests, yoked
 from experiments.continual_real.simulate import Run, Stage
 from experiments.continual_real.study import STUDY
 from experiments.harness.jobs import JobError
@@ -106,6 +114,45 @@ def test_moderate_within_lengths_takes_from_different_lengths() -> None:
         int(ModerateByLength().choose(scores, 1, np.random.default_rng(s))[0]) for s in range(9)
     }
     assert len(firsts) > 1
+
+
+def test_yoked_rows_have_the_categories_of_others_and_are_other_rows() -> None:
+    kinds = "aaaabbc" * 2
+    rows = [Row(at, kind, (1,), (2,)) for at, kind in enumerate(kinds)]
+    batches = [rows[:7], rows[7:]]
+    chosen = {0, 1, 6, 11}  # two of four a, the only c; one of two b
+    draws = [yoked(batches, chosen, seed) for seed in range(20)]
+    for found in draws:
+        assert sorted(kinds[at] for at in found) == ["a", "a", "b", "c"]
+        assert found & chosen == {6}  # there is no other c in its batch
+        assert len(found & set(range(7))) == 3
+    assert {2, 3, 6, 12} in draws and len({frozenset(found) for found in draws}) == 1
+    few = yoked(batches, {0, 1, 2}, 0)  # one other a: two of the three are drawn again
+    assert 3 in few and len(few & {0, 1, 2}) == 2
+
+
+def test_rows_that_were_chosen_before_training_are_learned() -> None:
+    scores = Scores(loss=np.ones(4), tokens=np.ones(4), category=np.array(["", CHOSEN, CHOSEN, ""]))
+    assert GivenRows().choose(scores, 2, np.random.default_rng(0)).tolist() == [1, 2]
+
+
+def test_the_categories_of_two_runs_are_compared_by_shares() -> None:
+    one, other = made("moderate", 1, 0.2, 2.0), made("random", 1, 0.2, 2.0)
+    for run, taken in ((one, {"a": 1, "b": 1}), (other, {"a": 2})):
+        for stage in run.stages:
+            stage.taken, stage.rows = taken, 2
+    assert analysis.unlike(one, other) == pytest.approx(0.5)
+    assert analysis.unlike(one, one) == 0
+
+
+@pytest.mark.slow
+def test_a_yoked_run_learns_the_categories_of_its_leader(data: Path) -> None:
+    leader, own = train("moderate", data), train("yoked_by_category", data)
+    assert not own.failed and own.stages[0].chosen
+    for one, two in zip(leader.stages, own.stages, strict=True):
+        assert one.taken == two.taken
+    assert any(a.chosen != b.chosen for a, b in zip(leader.stages, own.stages, strict=True))
+    assert analysis.unlike(own, leader) == 0
 
 
 @pytest.mark.slow
