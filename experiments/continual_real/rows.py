@@ -167,7 +167,8 @@ def yoked(batches: Sequence[Sequence[Row]], chosen: Container[int], seed: int) -
     As many rows of each category of a batch are drawn at random. A chosen row is drawn only where
     its category has too few others in the batch.
     """
-    random, found = np.random.default_rng(seed), set()
+    random = np.random.default_rng(seed)
+    found: set[int] = set()
     for batch in batches:
         for kind in sorted({row.category for row in batch}):
             own = [row.number for row in batch if row.category == kind]
