@@ -18,6 +18,7 @@ PLAIN, MODERATE, RANDOM = "plain", "moderate", "random"
 UNKNOWN = "cannot be told"
 CONTROLS = ("random_by_length", "random_by_category")
 YOKED = "yoked_by_category"
+NO_ANSWER_KIND = "without answer"
 Cell = tuple[int, int]  # base, seed of the data
 
 
@@ -199,6 +200,12 @@ def unlike(run: Run, other: Run) -> float:
         for a, b in zip(run.stages, other.stages, strict=True)
     ]
     return float(np.mean(distances)) / 2
+
+
+def refusing(run: Run) -> float:
+    """Return the share of the SQuAD rows that a run learned whose answer is that there is none."""
+    stage = next(stage for stage in run.stages if stage.task == "squad_v2")
+    return stage.taken.get(NO_ANSWER_KIND, 0) / stage.rows
 
 
 def largest_drop(run: Run) -> float:

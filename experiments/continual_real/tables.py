@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from experiments.continual_real.analysis import (
     CONTROLS,
@@ -23,6 +24,7 @@ from experiments.continual_real.analysis import (
     largest_drop,
     learned,
     overlap,
+    refusing,
     unlike,
 )
 from experiments.continual_real.methods import MAIN, METHODS, SHARES, SWEPT
@@ -64,6 +66,7 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         ],
         "taken": [_taken(name, own) for name, own in ordered.items()],
         "matched": _matched(methods),
+        **_refusing(methods),
         "cosines": [_cosines(name, own) for name, own in ordered.items()],
         "interference": [row for name, own in ordered.items() for row in _interference(name, own)],
         "monitor": [_monitor(name, own) for name, own in ordered.items()],
@@ -167,6 +170,25 @@ def _matched(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _refusing(methods: dict[str, dict[Cell, Run]]) -> dict[str, Any]:
+    """Return, of each selection, the SQuAD rows without an answer beside attack success."""
+    chosen = (MODERATE, RANDOM, *CONTROLS, YOKED)
+    cells = sorted({cell for name in chosen for cell in methods.get(name, {})})
+    rows, pairs = [], []
+    for name in chosen:
+        row = {"method": name}
+        for cell in cells:
+            run = methods.get(name, {}).get(cell)
+            if run is not None:
+                pairs.append((refusing(run), run.looks[-1].attack_success()))
+            said = NOTHING if run is None else " → ".join(number(own, 2) for own in pairs[-1])
+            row["base {}, order {}".format(*cell)] = said
+        rows.append(row)
+    known = len({one for one, _ in pairs}) > 1
+    rank = float(spearmanr(*zip(*pairs, strict=True)).statistic) if known else np.nan
+    return {"refusing": rows, "refusing_rank": f"{number(rank, 2)} over {len(pairs)} runs"}
 
 
 def _seconds(run: Run) -> float:

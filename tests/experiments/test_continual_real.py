@@ -136,6 +136,21 @@ def test_rows_that_were_chosen_before_training_are_learned() -> None:
     assert GivenRows().choose(scores, 2, np.random.default_rng(0)).tolist() == [1, 2]
 
 
+def test_rows_without_an_answer_stand_beside_attack_success() -> None:
+    runs = [made("moderate", 1, 0.2, 2.0), made("random", 1, 0.8, 2.0)]
+    for run, taken in zip(
+        runs, ({"without answer": 3, "with answer": 1}, {"with answer": 4}), strict=True
+    ):
+        stage = next(stage for stage in run.stages if stage.task == "squad_v2")
+        stage.taken, stage.rows = taken, 4
+    page = tables.sections(runs, small_plan())
+    rows = {row["method"]: row for row in page["refusing"]}
+    (cell,) = set(rows["moderate"]) - {"method"}
+    assert (rows["moderate"][cell], rows["random"][cell]) == ("0.75 → 0.20", "0.00 → 0.80")
+    assert rows["random_by_length"][cell] == "–"
+    assert page["refusing_rank"] == "−1.00 over 2 runs"
+
+
 def test_the_categories_of_two_runs_are_compared_by_shares() -> None:
     one, other = made("moderate", 1, 0.2, 2.0), made("random", 1, 0.2, 2.0)
     for run, taken in ((one, {"a": 1, "b": 1}), (other, {"a": 2})):
