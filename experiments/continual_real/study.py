@@ -86,36 +86,70 @@ def check(session: Session[Plan]) -> None:
 
 
 def figure(runs: list[Run], _: Plan) -> Any:
-    """Plot attack success against what was learned: the fronts at equal learning, by base.
+    """Plot attack success against what was learned: the fronts at equal learning, a panel a base.
 
-    The line is plain training: the base, half of the rate, and the rate, means over the orders.
+    The line is plain training: the base, half of the rate, and the rate, means over the orders of
+    the data; the dashed line is the base. Small points are runs, large ones their means.
     """
-    methods, rows = analysis.finished(runs), []
-    for name, own in methods.items():
-        for base in sorted({base for base, _ in own}):
-            cells = [run for (b, _), run in own.items() if b == base]
-            rows.append(_point(name, base, cells, -1))
-            if name == analysis.PLAIN:
-                rows.append(_point("base", base, cells, 0))
-    frame = pd.DataFrame(rows, columns=["method", "base", "learned", "success"])
-    on_line = frame["method"].isin(["base", *FRONT, analysis.PLAIN])
-    frame["kind"] = [name if name in MAIN else "others" for name in frame["method"]]
+    methods = analysis.finished(runs)
+    frame = pd.DataFrame(
+        [
+            _point(name, base, [run for (b, _), run in own.items() if b == base])
+            | {"kind": name if name in MAIN else "others"}
+            for name, own in methods.items()
+            for base in sorted({base for base, _ in own})
+        ],
+        columns=["method", "base", "learned", "success", "kind"],
+    )
+    each = pd.DataFrame(
+        [_point(name, b, [run]) for name, own in methods.items() for (b, _), run in own.items()],
+        columns=["method", "base", "learned", "success"],
+    )
+    each["kind"] = [name if name in MAIN else "others" for name in each["method"]]
+    panels = [
+        _panel(frame[frame["base"] == base], each[each["base"] == base], methods, base, each)
+        for base in sorted(set(each["base"]))
+    ]
+    return apply_style(alt.hconcat(*panels))
+
+
+def _panel(
+    means: pd.DataFrame, each: pd.DataFrame, methods: Any, base: int, every: pd.DataFrame
+) -> Any:
+    """Plot the runs of one base; the axis of what was learned is that of the runs of all bases."""
+    start = next(
+        run.looks[0].attack_success()
+        for own in methods.values()
+        for (b, _), run in own.items()
+        if b == base
+    )
+    on_line = means[means["method"].isin([*FRONT, analysis.PLAIN])]
+    origin = pd.DataFrame([{"learned": 0.0, "success": start}])
+    line_frame = pd.concat([origin, on_line[["learned", "success"]]])
+    domain = [float(every["learned"].min()) - 0.01, float(every["learned"].max()) + 0.01]
     axis = alt.Axis(titleLimit=400)
-    x = alt.X("learned:Q", title="share of the tasks' loss that is gone", axis=axis)
+    x = alt.X(
+        "learned:Q",
+        title="share of the tasks' loss that is gone",
+        axis=axis,
+        scale=alt.Scale(domain=domain, zero=False),
+    )
     scale = alt.Scale(domain=[0, 1])
     y = alt.Y("success:Q", title="harmful requests not refused", scale=scale, axis=axis)
-    line = alt.Chart(frame[on_line]).mark_line(color="#888").encode(x=x, y=y, detail="base:N")
-    shown = alt.Chart(frame).encode(x=x, y=y, color=alt.Color("kind:N", title="method"))
-    points = shown.mark_point(filled=True, size=70, opacity=0.9).encode(shape="base:N")
-    names = shown.mark_text(dy=-9, fontSize=9).encode(text="method:N")
-    return apply_style((line + points + names).properties(width=680, height=460))
+    color = alt.Color("kind:N", title="method")
+    line = alt.Chart(line_frame).mark_line(color="#888", clip=True).encode(x=x, y=y)
+    before = alt.Chart(origin).mark_rule(color="#888", strokeDash=[4, 4]).encode(y=y)
+    small = alt.Chart(each).mark_point(filled=True, size=25, opacity=0.5)
+    large = alt.Chart(means).mark_point(filled=True, size=110, opacity=0.9)
+    names = alt.Chart(means).mark_text(dy=-11, fontSize=10).encode(text="method:N")
+    marks = [part.encode(x=x, y=y, color=color) for part in (small, large, names)]
+    return alt.layer(line, before, *marks).properties(width=430, height=440, title=f"base {base}")
 
 
-def _point(name: str, base: int, runs: list[Run], at: int) -> dict[str, Any]:
-    shares = [analysis.learned(run) if at else 0.0 for run in runs]
-    successes = [run.looks[at].attack_success() for run in runs]
-    point = {"learned": float(np.mean(shares)), "success": float(np.mean(successes))}
-    return {"method": name, "base": base} | point
+def _point(name: str, base: int, runs: list[Run]) -> dict[str, Any]:
+    learned = float(np.mean([analysis.learned(run) for run in runs]))
+    success = float(np.mean([run.looks[-1].attack_success() for run in runs]))
+    return {"method": name, "base": base, "learned": learned, "success": success}
 
 
 def document(runs: list[Run], plan: Plan) -> dict[str, Any]:
