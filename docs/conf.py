@@ -5,6 +5,10 @@ from pathlib import Path
 
 import riprap
 
+# First imported by autodoc, with TYPE_CHECKING set, models of pydantic with extra fields fail.
+import riprap.fastslow
+import riprap.integrations.config
+
 project = "Riprap"
 author = "The Riprap authors"
 copyright = "2026, The Riprap authors"

@@ -5,7 +5,7 @@
 - `check_arguments`: refuses what `FastSlow` would, before there is a trainer.
 - `Cycle`, `Candidate`, `Rejected`: what one evolution of the population found.
 - `EditGrammar`, `LanguageModel`: proposers of new instructions; a proposer is any function of a
-  `Request`, which has the instruction, its `Example`s, and the model in training.
+  `Request`, which has the instruction, each `Example` of it, and the model in training.
 - `before_problem`: how an instruction and a problem become one prompt.
 
 Source: Learning, Fast and Slow (arXiv 2605.12484). Fidelity: variant; `docs/fastslow.md` lists what
