@@ -34,14 +34,16 @@ suppress_warnings = ["ref.python"]
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/riprap-ml/riprap/blob/main/"
-_LINK = re.compile(r"\]\((?P<target>(?:\.\./)+[^)\s]*)\)")
+_LINK = re.compile(r"(?P<image>!\[[^\]]*)?\]\((?P<target>(?:\.\./)+[^)\s]*)\)")
 
 
 def link_to_repository(app, docname, source):
-    """Turn links to files outside of docs/ into links to the repository."""
+    """Turn links to files outside of docs/ into links to the repository; figures are copied."""
     page = Path(app.srcdir, docname).parent
 
     def replace(match):
+        if match["image"]:
+            return match[0]
         path, _, anchor = match["target"].partition("#")
         target = (page / path).resolve()
         if target.is_relative_to(Path(app.srcdir)):
