@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.continual_real.methods import FRONT
 from experiments.continual_real.plan import GIVEN, Plan
+from experiments.continual_real.rows import WITHOUT_ANSWER
 from experiments.continual_real.simulate import Run
 from experiments.harness.difference import Difference
 from experiments.harness.jobs import JobError
@@ -18,7 +19,6 @@ PLAIN, MODERATE, RANDOM = "plain", "moderate", "random"
 UNKNOWN = "cannot be told"
 CONTROLS = ("random_by_length", "random_by_category")
 YOKED = "yoked_by_category"
-NO_ANSWER_KIND = "without answer"
 Cell = tuple[int, int]  # base, seed of the data
 
 
@@ -205,7 +205,7 @@ def unlike(run: Run, other: Run) -> float:
 def refusing(run: Run) -> float:
     """Return the share of the SQuAD rows that a run learned whose answer is that there is none."""
     stage = next(stage for stage in run.stages if stage.task == "squad_v2")
-    return stage.taken.get(NO_ANSWER_KIND, 0) / stage.rows
+    return stage.taken.get(WITHOUT_ANSWER, 0) / stage.rows
 
 
 def largest_drop(run: Run) -> float:

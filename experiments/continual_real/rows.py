@@ -20,6 +20,7 @@ from riprap.selection import IGNORE_INDEX
 
 LETTERS = "ABCDEFGH"
 NO_ANSWER = "unanswerable"
+WITHOUT_ANSWER = "without answer"  # category of such a row
 Text = tuple[str, str, str]  # prompt, response, category
 
 
@@ -75,7 +76,7 @@ def _medmcqa(row: dict[str, Any]) -> Text:
 
 def _squad(row: dict[str, Any]) -> Text:
     answer = row["answers"][0] if row["answers"] else NO_ANSWER
-    kind = "with answer" if row["answers"] else "without answer"
+    kind = "with answer" if row["answers"] else WITHOUT_ANSWER
     return f"{row['context']}\n\n{row['question']}", answer, kind
 
 
