@@ -45,7 +45,7 @@ COUNTS = ("rollouts", "updates")
 
 @dataclass(frozen=True)
 class Reach:
-    """How a reward is said to be reached.
+    """Rule by which a reward counts as reached.
 
     Attributes:
         reward: which reward.
@@ -111,7 +111,7 @@ def by_arm(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
 
 
 class Side(Enum):
-    """Where the numbers of a comparison lie; see `Compared.side`."""
+    """Place of the numbers of a comparison; see `Compared.side`."""
 
     BELOW, ABOVE, NONE, UNKNOWN, TOO_FEW = range(5)
 
