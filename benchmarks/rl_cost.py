@@ -16,18 +16,18 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from suite import machine
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from experiments.fast_slow.measure import NEW_TOKENS
-from experiments.fast_slow.training import BASES
+from experiments.fast_slow.training import BASES, problem_rows
+from experiments.harness.markdown import table
 from experiments.worlds.verifiable import VerifiableWorld, reward
 from riprap import Monitor
 from riprap.integrations.hf import MonitorCallback
@@ -64,9 +64,6 @@ def run(world: VerifiableWorld, name: str, updates: int, watched: bool) -> Run:
     """Train from the base of the seed, under a monitor or not."""
     trainer_type, config_type, options = TRAINERS[name]
     model = world.start(SEED, BASES)
-    rows = [asdict(problem) for problem in world.problems(TASK)]
-    for row in rows:
-        row["prompt"] = row.pop("question")
     monitor = Monitor(world.behaviors())
     began = Began()
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +88,7 @@ def run(world: VerifiableWorld, name: str, updates: int, watched: bool) -> Run:
         trainer = trainer_type(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=problem_rows(world, TASK),
             processing_class=world.tokenizer,
             reward_funcs=[reward],
             callbacks=[MonitorCallback(monitor), began] if watched else [began],
@@ -140,14 +137,8 @@ def main() -> None:
     torch.set_num_threads(1)
     world = VerifiableWorld()
     rows = [compare(world, name, asked.updates, asked.pairs) for name in TRAINERS]
-    heads = list(rows[0])
-    lines = [
-        f"| {' | '.join(heads)} |",
-        f"|{'---|' * len(heads)}",
-        *(f"| {' | '.join(row.values())} |" for row in rows),
-    ]
     sizes = f"{asked.updates} updates of {ROLLOUTS} rollouts, {asked.pairs} pairs; median (range)"
-    text = "\n".join([f"{sizes}. {machine()}", "", *lines]) + "\n"
+    text = f"{sizes}. {machine()}\n\n{table(rows)}\n"
     print("\n" + text)
     if asked.out:
         command = f"python benchmarks/rl_cost.py --updates {asked.updates} --pairs {asked.pairs}"

@@ -19,6 +19,14 @@ from experiments.worlds.verifiable_text import joined
 BASES = RUNS / "fast_slow" / "bases"
 
 
+def problem_rows(world: VerifiableWorld, task: str, instruction: str = "") -> Dataset:
+    """Return the problems of a task as TRL takes them, an instruction before each."""
+    rows = [asdict(problem) for problem in world.problems(task)]
+    for row in rows:
+        row["prompt"] = joined(instruction, row.pop("question"))
+    return Dataset.from_list(rows)
+
+
 def make_trainer(
     world: VerifiableWorld,
     model: nn.Module,
@@ -35,9 +43,6 @@ def make_trainer(
     Args:
         instruction: before every problem.
     """
-    rows = [asdict(problem) for problem in world.problems(task)]
-    for row in rows:
-        row["prompt"] = joined(instruction, row.pop("question"))
     arguments = GRPOConfig(
         output_dir=folder,
         max_steps=updates,
@@ -61,7 +66,7 @@ def make_trainer(
     trainer = GRPOTrainer(
         model=model,  # type: ignore[arg-type]
         args=arguments,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=problem_rows(world, task, instruction),
         processing_class=world.tokenizer,
         reward_funcs=[proxy_reward if task == "proxy" else reward],  # type: ignore[list-item]
         callbacks=list(callbacks),
