@@ -1,4 +1,4 @@
-"""Choice of the world's mix: the part that needs text and weights must need both of them."""
+"""Choice of the world: the part that needs text and weights must need both of them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from experiments.harness.jobs import Job
 from experiments.harness.plan import require_world
 from experiments.harness.study import Session, Study
 from experiments.worlds.verifiable import VerifiableConfig, VerifiableWorld
-from experiments.worlds.verifiable_text import DIGITS, FORMATS, Mix
 
-ALL = tuple(name for name in FORMATS if name != DIGITS)
 CANDIDATES = {
-    "two formats, 0.015": Mix(stray=0.015, strays=("words", "full")),
-    "two formats, 0.03": Mix(stray=0.03, strays=("words", "full")),
-    "four formats, 0.01": Mix(stray=0.01, strays=ALL),
+    "1000 steps": VerifiableConfig(steps=1000),
+    "2000 steps": VerifiableConfig(steps=2000),
+    "3000 steps": VerifiableConfig(steps=3000),
 }
-"""Mixes in the order in which they are preferred: formats that answers stray to, and how often."""
+"""Worlds in the order in which they are preferred: steps of the pretraining."""
 FOUND_BY_CHANCE = 0.1  # largest reward of weights alone on the part that needs text as well
 FLOOR = 0.9  # least score of an old behavior of a base
 
@@ -45,7 +43,7 @@ class Tried:
 
 def world_of(name: str) -> VerifiableWorld:
     """Return the world of a candidate."""
-    return VerifiableWorld(VerifiableConfig(mix=CANDIDATES[name]))
+    return VerifiableWorld(CANDIDATES[name])
 
 
 @cached("fast_slow/search/{world:.12}-{plan.setting.training}/{name}-{seed}.json")

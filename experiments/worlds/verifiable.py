@@ -62,7 +62,7 @@ TASKS: dict[str, dict[str, tuple[str, str, int]]] = {
 
 @dataclass(frozen=True)
 class VerifiableConfig:
-    """Sizes of the model and of its pretraining; chosen on exploratory seed 1000.
+    """Sizes of the model and of its pretraining; chosen on exploratory seeds.
 
     Attributes:
         probes: of each behavior; its other inputs may be replayed.
@@ -74,7 +74,7 @@ class VerifiableConfig:
     layers: int = 3
     heads: int = 4
     initial_range: float = 0.1
-    steps: int = 1000
+    steps: int = 2000
     batch: int = 64
     rate: float = 3e-3
     mix: Mix = field(default_factory=Mix)

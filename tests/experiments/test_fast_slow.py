@@ -110,7 +110,7 @@ def test_the_preregistration_is_frozen_and_made_for_this_world() -> None:
     assert set(PLAN.claims) == set(PLAN.rules) - {"in all", "the world", "an effect"}
     for change, text in (
         ({"arms": ["quick"]}, "no arm 'quick'"),
-        ({"target": 0.55}, "0.55 is not"),
+        ({"target": 0.65}, "0.65 is not"),
     ):
         study = (TERMS.study or {}) | change
         with pytest.raises(PreregistrationError, match=text):
