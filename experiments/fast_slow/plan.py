@@ -21,6 +21,7 @@ class Setting(StrictModel):
         world: fingerprint of the verifiable world.
         problems, group: of each update: problems, and rollouts of each of them.
         rate, clip: learning rate of AdamW, constant; largest importance weight of CISPO.
+        min_p: rollouts have no token that is less probable than this share of the likeliest one.
         updates: of plain RL on a task. Other arms stop after as many rollouts.
         long: updates of plain RL on the first task, where plasticity is measured. Other arms stop
             after as many rollouts.
@@ -38,6 +39,7 @@ class Setting(StrictModel):
     group: int = Field(ge=2)
     rate: float = Field(gt=0)
     clip: float = Field(gt=0)
+    min_p: float = Field(ge=0, lt=1)
     updates: int = Field(ge=1)
     long: int = Field(ge=1)
     every: int = Field(ge=1)

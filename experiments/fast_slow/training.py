@@ -49,6 +49,7 @@ def make_trainer(
         per_device_train_batch_size=setting.rollouts,
         num_generations=setting.group,
         max_completion_length=NEW_TOKENS,
+        min_p=setting.min_p,
         learning_rate=setting.rate,
         lr_scheduler_type="constant",
         loss_type="cispo",

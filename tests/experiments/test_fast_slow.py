@@ -452,6 +452,22 @@ def test_a_world_is_chosen_by_the_bases_on_which_all_conditions_hold(
     assert len({search.world_of(name).fingerprint for name in CANDIDATES}) == len(CANDIDATES)
 
 
+@pytest.mark.parametrize(("share", "different"), [(0.0, True), (0.999, False)])
+def test_rollouts_leave_out_rare_tokens(
+    share: float, different: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    groups: list[list[str]] = []
+
+    def note(completions: list[str], **_: object) -> list[float]:
+        groups.append(completions)
+        return [0.0] * len(completions)
+
+    monkeypatch.setattr(training, "reward", note)
+    world, own = VerifiableWorld(), PLAN.setting.model_copy(update={"problems": 1, "min_p": share})
+    training.make_trainer(world, world.untrained(0), "first", own, 0, 1, str(tmp_path)).train()
+    assert (len(set(groups[0])) > 1) is different
+
+
 def test_a_measurement_tells_text_from_weights() -> None:
     world, told = VerifiableWorld(), ["plus in words dash in marks", "star in digits"]
     base, model = world.untrained(1).eval(), world.untrained(2).eval()
