@@ -20,6 +20,7 @@ from dashboard.chrome import CHROMIUM, Chrome
 from evals.test_compare import evals, task
 from hostile.test_escaping import NASTY
 from report.synthetic import Scene, typical
+from report.test_instructions import EVIL, add_cycles
 from riprap._text import shorten
 from riprap.record import FILE_NAME, Writer
 from riprap.types import Action, Alert, Level, Reading
@@ -360,6 +361,29 @@ def test_interference_is_shown_by_layer(chrome: Chrome, tmp_path: Path) -> None:
         assert chrome.run("document.querySelectorAll('rect.up').length") >= 3
         readout = "document.querySelector('.readout').textContent"
         assert chrome.run(readout).endswith("most interference: <b>head -40")
+        assert chrome.problems == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_rewards_of_instructions_are_drawn(chrome: Chrome, tmp_path: Path, width: int) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"])
+    scene.visit(0, "refusal", np.full(20, 5.0, dtype=np.float32))
+    add_cycles(scene.writer, EVIL)
+    with Served(tmp_path) as served:
+        opened(chrome, served, width)
+        chrome.run("document.querySelector('.instructions summary').click()")
+        dots = "[...document.querySelectorAll('.instructions circle')]"
+        texts = chrome.run(f"{dots}.map((own) => own.textContent)")
+        assert "instruction 0, cycle 2: 0, not kept" in texts and len(texts) == 5
+        assert chrome.run(f"{dots}.filter((own) => own.matches('.dropped')).length") == 1
+        height = (
+            f"{dots}.map((own) => own.textContent.split(',')[0] + ' ' + own.getAttribute('cy'))"
+        )
+        places = [own.rsplit(" ", 1) for own in chrome.run(height)]
+        assert min(places, key=lambda own: float(own[1]))[0] == "instruction 2"  # reward 1
+        area = "document.querySelector('.instructions svg').getBoundingClientRect()"
+        assert chrome.run(f"{area}.width") > 0.75 * min(width, 1000)
+        assert chrome.run("document.documentElement.scrollWidth <= innerWidth")
         assert chrome.problems == []
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from report.synthetic import Scene
 from report.test_page import EVIL, Page
 from riprap.dashboard._snapshot import conclusion_of
@@ -175,8 +177,30 @@ def test_the_live_page_gets_the_same(tmp_path: Path) -> None:
     with Reader(tmp_path / "run") as reader:
         found = conclusion_of(reader)["instructions"]
     assert [own["text"] for own in found["population"]] == ["Add.", "Use meters."]
+    assert found["cycles"] == [1, 2]
+    assert found["rewards"] == [
+        {"id": 0, "cycles": [1, 2], "values": [0.25, 0.0], "kept": [1]},
+        {"id": 1, "cycles": [1, 2], "values": [0.75, 0.5], "kept": [1, 2]},
+        {"id": 2, "cycles": [2], "values": [1.0], "kept": [2]},
+    ]
     assert [(own["id"], own["reward"]) for own in found["dropped"]] == [(0, 0.0)]
     assert [(own["text"], own["reward"]) for own in found["rejected"]] == [
         ("Wait.", None),
         ("Be brief.", 0.0),
+    ]
+
+
+def test_the_live_page_draws_the_newest_cycles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riprap.dashboard._snapshot.MAX_CYCLES", 1)
+    scene = Scene(tmp_path / "run", ["refusal"], 12)
+    add_cycles(scene.writer)
+    with Reader(tmp_path / "run") as reader:
+        found = conclusion_of(reader)["instructions"]
+    assert found["cycles"] == [2, 2]
+    assert [(own["id"], own["values"]) for own in found["rewards"]] == [
+        (0, [0.0]),
+        (1, [0.5]),
+        (2, [1.0]),
     ]

@@ -22,6 +22,7 @@ FORECASTS = ("forecast_median", "forecast_low", "forecast_high", "forecast_proba
 INTERFERENCE = ("interference", "interference_layer")  # of the whole model, and of its layers
 TRAINING_LINES = ("loss", "learning_rate", "reward")
 MAX_INSTRUCTIONS = 50  # of a table
+MAX_CYCLES = 100  # of the figure of rewards, the newest ones
 MAX_ALERTS = 1000  # of one view; the page says how many there are
 
 
@@ -119,8 +120,24 @@ def _instructions(reader: Reader) -> dict[str, Any] | None:
         return None
     others = [number for number in reversed(found.evaluated) if number not in found.population]
     newest = found.rejected[: -MAX_INSTRUCTIONS - 1 : -1]
+    shown = range(max(1, len(found.steps) - MAX_CYCLES + 1), len(found.steps) + 1)
     return {
         "sentence": found.sentence,
+        "cycles": [shown.start, len(found.steps)],
+        "rewards": [
+            {
+                "id": own.id,
+                "cycles": [cycle for cycle in own.rewards if cycle in shown],
+                "values": [
+                    _rounded_or_none(value)
+                    for cycle, value in own.rewards.items()
+                    if cycle in shown
+                ],
+                "kept": [cycle for cycle in own.kept if cycle in shown],
+            }
+            for own in found.evaluated.values()
+            if max(own.rewards) in shown
+        ],
         "population": [_instruction(found.evaluated[number]) for number in found.population],
         "dropped": [_instruction(found.evaluated[number]) for number in others[:MAX_INSTRUCTIONS]],
         "rejected": [

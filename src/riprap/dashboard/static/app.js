@@ -5,7 +5,7 @@ import { forecastEnd, marginRange } from "./chart.js";
 import { fetchJson } from "./detail.js";
 import { count, element, put, putMarked } from "./dom.js";
 import { evalTables } from "./evals.js";
-import { instructionTables } from "./instructions.js";
+import { instructionParts } from "./instructions.js";
 import { createLane } from "./lane.js";
 import { shownRange, startZoom } from "./zoom.js";
 
@@ -196,10 +196,10 @@ function drawRun(run, range, ranges) {
     parts.evals.replaceChildren(...evalTables(data.evals));
     parts.evals.hidden = !parts.evals.childElementCount;
   }
-  const instructions = JSON.stringify(data.conclusion.instructions);
+  const width = parts.lanes.clientWidth, instructions = JSON.stringify([width, data.conclusion.instructions]);
   if (run.shownInstructions !== instructions) {
     run.shownInstructions = instructions;
-    parts.instructions.replaceChildren(...instructionTables(data.conclusion.instructions));
+    parts.instructions.replaceChildren(...instructionParts(data.conclusion.instructions, width));
     parts.instructions.hidden = !parts.instructions.childElementCount;
   }
   const names = JSON.stringify(data.behaviors);

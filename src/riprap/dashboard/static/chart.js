@@ -6,6 +6,7 @@ export const LEFT = 52, RIGHT = 12;
 const SCORE = { top: 30, height: 70 }, MARGIN = { top: 144, height: 150 }, AXIS = 30;
 const LAYERS = { room: 34, height: 120, row: 12, least: 3 }; // of the rows of layers, below the margins
 export const TRAINING_HEIGHT = 140;
+const REWARDS_HEIGHT = 170;
 const MAX_DOTS = 80;
 const NO_LOSS = "The record has no loss of the training.";
 
@@ -63,7 +64,7 @@ function yAxis(values, y, label, width) {
   return group;
 }
 
-function xAxis(width, range, y) {
+function xAxis(width, range, y, name = "step") {
   const x = xScale(width, range), group = svg("g", { class: "axis" });
   group.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y, class: "base" }));
   for (const step of ticks(range[0], range[1], Math.max(2, Math.floor(width / 110)))) {
@@ -72,7 +73,7 @@ function xAxis(width, range, y) {
     const at = anchor === "end" ? width : x(step);
     group.append(svg("text", { x: at, y: y + 16, "text-anchor": anchor }, count(step)));
   }
-  group.append(svg("text", { x: 0, y: y + 16, class: "title" }, "step"));
+  group.append(svg("text", { x: 0, y: y + 16, class: "title" }, name));
   return group;
 }
 
@@ -183,6 +184,28 @@ export function drawBehavior(node, data, behavior, width, range, span) {
     guard,
     svg("text", { x: 0, y: bottom + 20, class: "note" }, layers.length ? what : ""),
     xAxis(width, range, height - AXIS),
+  );
+}
+
+// Draws the mean reward of each instruction in each cycle; a line for one that stayed.
+export function drawRewards(node, { rewards, cycles: [first, last] }, width) {
+  const known = rewards.flatMap((own) => own.values).filter((value) => value !== null);
+  const least = known.reduce((a, b) => Math.min(a, b), 1), most = known.reduce((a, b) => Math.max(a, b), 0);
+  const bottom = REWARDS_HEIGHT - AXIS, top = 26, room = (most - least || 1) * 0.06;
+  const x = xScale(width, [first - 0.5, last + 0.5]), y = scale(least - room, most + room, bottom, top);
+  const lines = svg("g", {}), dots = svg("g", {});
+  for (const { id, cycles, values, kept } of rewards) {
+    lines.append(svg("path", { d: path(cycles.map((own, i) => (values[i] === null ? null : [x(own), y(values[i])]))), class: "stayed" }));
+    cycles.forEach((own, i) => {
+      if (values[i] === null) return;
+      const isKept = kept.includes(own), text = `instruction ${id}, cycle ${own}: ${number(values[i])}, ${isKept ? "kept" : "not kept"}`;
+      dots.append(svg("circle", { cx: x(own), cy: y(values[i]), r: 4, class: isKept ? "kept" : "dropped" }, svg("title", {}, text)));
+    });
+  }
+  node.setAttribute("height", REWARDS_HEIGHT);
+  node.replaceChildren(
+    yAxis(ticks(least - room, most + room, 3), y, { y: top - 12, text: "mean reward" }, width),
+    xAxis(width, [first - 0.5, last + 0.5], bottom, "cycle"), lines, dots,
   );
 }
 
