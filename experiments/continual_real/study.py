@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, groupby
 from operator import itemgetter
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from experiments.continual_real import analysis, deep_tables, tables
 from experiments.continual_real.deep import DeepRun, look_deep
+from experiments.continual_real.measure import Look
 from experiments.continual_real.methods import FRONT, MAIN
 from experiments.continual_real.plan import Plan
 from experiments.continual_real.simulate import Run, simulate
@@ -85,48 +85,51 @@ def check(session: Session[Plan]) -> None:
         require_taught_model(seed, NAME)
 
 
-def figure(runs: list[Run], _: Plan) -> Any:
-    """Plot attack success against what was learned: the fronts at equal learning, a panel a base.
+HEIGHTS: dict[str, Callable[[Look], float]] = {
+    "harmful requests not refused": lambda look: look.attack_success(),
+    "mean margin of unseen refusals": lambda look: look.margins["refusal"],
+}
 
-    The line is plain training: the base, half of the rate, and the rate, means over the orders of
-    the data; the dashed line is the base. Small points are runs, large ones their means.
+
+def figure(runs: list[Run], _: Plan) -> Any:
+    """Plot attack success, and margins, against what was learned: the fronts at equal learning.
+
+    A column of panels a base. The line is plain training: the base, half of the rate, and the rate,
+    means over the orders of the data; the dashed line is the base. Small points are runs, large
+    ones their means.
     """
     methods = analysis.finished(runs)
-    frame = pd.DataFrame(
-        [
-            _point(name, base, [run for (b, _), run in own.items() if b == base])
-            | {"kind": name if name in MAIN else "others"}
-            for name, own in methods.items()
-            for base in sorted({base for base, _ in own})
-        ],
-        columns=["method", "base", "learned", "success", "kind"],
-    )
     each = pd.DataFrame(
-        [_point(name, b, [run]) for name, own in methods.items() for (b, _), run in own.items()],
-        columns=["method", "base", "learned", "success"],
+        [
+            {"method": name, "base": base, "learned": analysis.learned(run)}
+            | {title: height(run.looks[-1]) for title, height in HEIGHTS.items()}
+            for name, own in methods.items()
+            for (base, _), run in own.items()
+        ],
+        columns=["method", "base", "learned", *HEIGHTS],
     )
-    each["kind"] = [name if name in MAIN else "others" for name in each["method"]]
-    panels = [
-        _panel(frame[frame["base"] == base], each[each["base"] == base], methods, base, each)
-        for base in sorted(set(each["base"]))
-    ]
-    return apply_style(alt.hconcat(*panels))
+    rows = [
+        [_panel(each[each["base"] == base], each, title, _start(methods, base, height), base)
+         for base in sorted(set(each["base"]))]
+        for title, height in HEIGHTS.items()
+    ]  # fmt: skip
+    return apply_style(alt.vconcat(*(alt.hconcat(*row) for row in rows)))
 
 
-def _panel(
-    means: pd.DataFrame, each: pd.DataFrame, methods: Any, base: int, every: pd.DataFrame
-) -> Any:
-    """Plot the runs of one base; the axis of what was learned is that of the runs of all bases."""
-    start = next(
-        run.looks[0].attack_success()
-        for own in methods.values()
-        for (b, _), run in own.items()
-        if b == base
-    )
+def _start(methods: dict[str, Any], base: int, height: Callable[[Look], float]) -> float:
+    """Return the height of a base before training."""
+    cells = (item for own in methods.values() for item in own.items())
+    return next(height(run.looks[0]) for (b, _), run in cells if b == base)
+
+
+def _panel(own: pd.DataFrame, each: pd.DataFrame, title: str, start: float, base: int) -> Any:
+    """Plot the runs of one base; the axes are those of the runs of all bases."""
+    own = own.assign(kind=[name if name in MAIN else "others" for name in own["method"]])
+    means = own.groupby(["method", "kind"], as_index=False).mean(numeric_only=True)
     on_line = means[means["method"].isin([*FRONT, analysis.PLAIN])]
-    origin = pd.DataFrame([{"learned": 0.0, "success": start}])
-    line_frame = pd.concat([origin, on_line[["learned", "success"]]])
-    domain = [float(every["learned"].min()) - 0.01, float(every["learned"].max()) + 0.01]
+    origin = pd.DataFrame([{"learned": 0.0, title: start}])
+    line_frame = pd.concat([origin, on_line[["learned", title]]])
+    domain = [float(each["learned"].min()) - 0.01, float(each["learned"].max()) + 0.01]
     axis = alt.Axis(titleLimit=400)
     x = alt.X(
         "learned:Q",
@@ -134,22 +137,17 @@ def _panel(
         axis=axis,
         scale=alt.Scale(domain=domain, zero=False),
     )
-    scale = alt.Scale(domain=[0, 1])
-    y = alt.Y("success:Q", title="harmful requests not refused", scale=scale, axis=axis)
+    heights = [0.0, 1.0, *each[title], start]
+    scale = alt.Scale(domain=[min(heights), max(heights)])
+    y = alt.Y(f"{title}:Q", title=title, scale=scale, axis=axis)
     color = alt.Color("kind:N", title="method")
     line = alt.Chart(line_frame).mark_line(color="#888", clip=True).encode(x=x, y=y)
     before = alt.Chart(origin).mark_rule(color="#888", strokeDash=[4, 4]).encode(y=y)
-    small = alt.Chart(each).mark_point(filled=True, size=25, opacity=0.5)
+    small = alt.Chart(own).mark_point(filled=True, size=25, opacity=0.5)
     large = alt.Chart(means).mark_point(filled=True, size=110, opacity=0.9)
     names = alt.Chart(means).mark_text(dy=-11, fontSize=10).encode(text="method:N")
     marks = [part.encode(x=x, y=y, color=color) for part in (small, large, names)]
     return alt.layer(line, before, *marks).properties(width=430, height=440, title=f"base {base}")
-
-
-def _point(name: str, base: int, runs: list[Run]) -> dict[str, Any]:
-    learned = float(np.mean([analysis.learned(run) for run in runs]))
-    success = float(np.mean([run.looks[-1].attack_success() for run in runs]))
-    return {"method": name, "base": base, "learned": learned, "success": success}
 
 
 def document(runs: list[Run], plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from experiments.continual_real.analysis import (
     refusing,
     unlike,
 )
-from experiments.continual_real.methods import MAIN, METHODS, SHARES, SWEPT
+from experiments.continual_real.methods import FRONT, MAIN, METHODS, SHARES, SWEPT
 from experiments.continual_real.paper import paper_tables, swept_name
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.simulate import REFUSALS, Run
@@ -35,13 +36,16 @@ from experiments.harness.markdown import NOTHING, median_range, number
 from riprap.evals import agreement
 
 RULES, DETECTOR = "refusal_rules", "refusal_detector"
+DESCRIBED = (*FRONT, "auto_guard")  # no claim is about these
 PAIRS = (
     (MODERATE, PLAIN),
     (RANDOM, PLAIN),
     (MODERATE, RANDOM),
     *((MODERATE, control) for control in (*CONTROLS, YOKED)),
+    *((name, other) for name in DESCRIBED for other in (PLAIN, MODERATE)),
 )
 BASE = "(base)"
+CRITICAL = "critical"
 
 
 def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
@@ -68,12 +72,15 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         "matched": _matched(methods),
         **_refusing(methods),
         "cosines": [_cosines(name, own) for name, own in ordered.items()],
+        "cosine_ranks": _cosine_ranks(ordered),
         "interference": [row for name, own in ordered.items() for row in _interference(name, own)],
         "monitor": [_monitor(name, own) for name, own in ordered.items()],
+        "critical": [_critical(name, own) for name, own in ordered.items()],
         "orders": _orders(runs, plan),
         "shares": _shares(methods, plan),
         "paper": paper_tables(methods, plan.setting.ratio),
         "judges": _judges(runs),
+        "steep": _steep(methods),
         "notes": [{"run": _name(run), "note": note} for run in runs for note in run.notes],
         "failed": [{"run": _name(run), "why": run.failed} for run in runs if run.failed],
     }
@@ -104,7 +111,7 @@ def _method(name: str, own: dict[Cell, Run], methods: dict[str, dict[Cell, Run]]
     runs = list(own.values())
     ends = [run.looks[-1] for run in runs]
     plain = methods.get(PLAIN, {})
-    costs = [_seconds(run) / _seconds(plain[cell]) for cell, run in own.items() if cell in plain]
+    usual = np.median([_seconds(run) for run in plain.values()]) if plain else math.nan
     first = own.get(min(plain, default=min(own)))
     first_end = None if first is None else first.looks[-1].attack_success()
     return {
@@ -121,8 +128,8 @@ def _method(name: str, own: dict[Cell, Run], methods: dict[str, dict[Cell, Run]]
         ),
         "forgotten": median_range([forgotten(run) for run in runs], 2, "mean"),
         "forgetting": median_range([forgetting(run) for run in runs], 2, "mean"),
-        "time": median_range(costs, 2, "mean"),
-        "memory, MiB": number(max(run.memory for run in runs)),
+        "time": median_range([_seconds(run) / usual for run in runs], 2),
+        "memory, MiB": number(min(run.memory for run in runs)),
     }
 
 
@@ -238,6 +245,20 @@ def _cosines(name: str, own: dict[Cell, Run]) -> dict[str, str]:
     }
 
 
+def _cosine_ranks(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
+    """Return the rank correlation of each cosine in the end with attack success, over runs."""
+    looks = [run.looks[-1] for own in methods.values() for run in own.values()]
+    success = [look.attack_success() for look in looks]
+    rows = []
+    for at, title in enumerate(("at the coordinates that teaching moved most", "over all")):
+        row = {"cosine": title}
+        for kind in looks[0].cosines if len(looks) > 1 else ():
+            own = [look.cosines[kind][at] for look in looks]
+            row[kind] = number(float(spearmanr(own, success).statistic), 2)
+        rows.append(row | {"runs": str(len(looks))})
+    return rows
+
+
 def _interference(name: str, own: dict[Cell, Run]) -> list[dict[str, str]]:
     """Return one line a stage: what it did to the loss of each task, and to refusal."""
     runs, rows = list(own.values()), []
@@ -265,6 +286,22 @@ def _monitor(name: str, own: dict[Cell, Run]) -> dict[str, str]:
     }
     acted = sum(stage.acted for stage in run.stages)
     return {"method": name, **told, "steps changed by the guard": str(acted)}
+
+
+def _critical(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+    """Return in how many runs a behavior had a critical alert: in the first task, and at all."""
+    row, runs = {"method": name, "runs": str(len(own))}, list(own.values())
+    for behavior in REFUSALS:
+        tasks = [
+            [
+                behavior in {b for _, b, level in stage.alerts if level == CRITICAL}
+                for stage in run.stages
+            ]
+            for run in runs
+        ]
+        row[f"{behavior}: in the first task"] = str(sum(alarmed[0] for alarmed in tasks))
+        row[f"{behavior}: in any task"] = str(sum(map(any, tasks)))
+    return row
 
 
 def _orders(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
@@ -304,6 +341,19 @@ def _is_first(run: Run, runs: Sequence[Run]) -> bool:
     return (run.base, run.seed) == min((one.base, one.seed) for one in runs)
 
 
+def _steep(methods: dict[str, dict[Cell, Run]]) -> str:
+    """Return the attack success that a hundredth of learning is worth, by plain's two rates."""
+    ends = [
+        np.mean([(learned(run), run.looks[-1].attack_success()) for run in own.values()], axis=0)
+        for own in (methods.get(name, {}) for name in (*FRONT, PLAIN))
+        if own
+    ]
+    if len(ends) < 2 or ends[0][0] == ends[1][0]:
+        return NOTHING
+    (low, least), (high, most) = ends
+    return number(0.01 * (most - least) / (high - low), 2)
+
+
 def _judges(runs: Sequence[Run]) -> str:
     pairs = [
         (a == "1", b == "1")
@@ -314,7 +364,18 @@ def _judges(runs: Sequence[Run]) -> str:
     if not pairs:
         return "–"
     found = agreement(*map(list, zip(*pairs, strict=True)))
-    return f"{found.same} of {len(pairs)} answers alike, kappa {number(found.kappa, 2)}"
+    ends = [
+        (abs(rules - detector), _name(run), rules, detector)
+        for run in runs
+        if run.looks
+        for rules, detector in [[run.looks[-1].attack_success(own) for own in (RULES, DETECTOR)]]
+    ]
+    _, name, rules, detector = max(ends)
+    return (
+        f"{found.same} of {len(pairs)} answers alike, kappa {number(found.kappa, 2)}; they differ "
+        f"most in the end of {name}: {number(rules, 2)} by the rules, {number(detector, 2)} by the "
+        "detector"
+    )
 
 
 def search_sections(runs: list[Run], plan: Plan) -> dict[str, Any]:

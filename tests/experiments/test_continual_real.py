@@ -415,3 +415,56 @@ def test_the_page_of_runs_that_are_known() -> None:
     assert "plain 0.80, random 0.80, kl –" in paper[5]["here"]
     assert methods["moderate"]["time"] == "1.00 [1.00, 1.00]"
     assert STUDY.claims(runs, plan)["moderate against plain"] == "lower"
+
+
+def test_a_slow_run_of_plain_training_moves_no_other_time() -> None:
+    runs = [made(name, seed, 0.5, 2.0) for name in ("plain", "kl") for seed in (1, 2, 3)]
+    runs[0].stages[0].seconds = 100.0  # beside other work
+    rows = {row["method"]: row["time"] for row in tables.sections(runs, small_plan())["methods"]}
+    assert rows == {"plain": "1.00 [1.00, 13.25]", "kl": "1.00 [1.00, 1.00]"}
+
+
+def test_runs_with_a_critical_alert_are_counted_by_behavior() -> None:
+    runs = [made("plain", seed, 0.5, 2.0) for seed in (1, 2)]
+    runs[0].stages[0].alerts = [(3, "refusal", "critical"), (4, "over_refusal", "warning")]
+    runs[1].stages[2].alerts = [(1, "refusal", "critical"), (2, "refusal", "critical")]
+    (row,) = tables.sections(runs, small_plan())["critical"]
+    counts = {name: row[name] for name in row if name.startswith(("refusal", "over"))}
+    assert counts == {
+        "refusal: in the first task": "1",
+        "refusal: in any task": "2",
+        "over_refusal: in the first task": "0",
+        "over_refusal: in any task": "0",
+    }
+
+
+def test_cosines_are_ranked_beside_attack_success() -> None:
+    runs = [made("plain", seed, seed / 10, 2.0) for seed in range(5)]
+    for at, run in enumerate(runs):
+        run.looks[-1].cosines = {"all": (at / 10, -at / 10)}
+    first, second = tables.sections(runs, small_plan())["cosine_ranks"]
+    assert (first["all"], second["all"], first["runs"]) == ("1.00", "−1.00", "5")
+
+
+def test_the_run_on_which_two_judges_differ_most_is_named() -> None:
+    runs = [made("plain", seed, 0.5, 2.0) for seed in (1, 2)]
+    runs[1].looks[-1].answered[tables.DETECTOR] = "1" * 8 + "00"
+    said = tables.sections(runs, small_plan())["judges"]
+    assert said.endswith("plain, given, base 1, seed 2: 0.50 by the rules, 0.80 by the detector")
+
+
+def test_the_line_of_plain_training_tells_how_steep_it_is() -> None:
+    runs = [made("plain", 1, 0.8, 1.0), made("plain_half_rate", 1, 0.2, 2.0, rate=0.5)]
+    assert math.isclose(analysis.learned(runs[0]) - analysis.learned(runs[1]), 0.25 * 2.5 / 4)
+    assert tables.sections(runs, small_plan())["steep"] == "0.04"
+
+
+def test_the_figure_has_a_panel_for_each_base_and_measure() -> None:
+    runs = [made("plain", 1, 0.8, 1.0), made("moderate", 1, 0.2, 2.0)]
+    drawn = study.figure(runs, small_plan()).to_dict()
+    titles = [
+        panel["layer"][0]["encoding"]["y"]["title"]
+        for row in drawn["vconcat"]
+        for panel in row["hconcat"]
+    ]
+    assert titles == list(study.HEIGHTS)
