@@ -17,6 +17,7 @@ EXTRAS = {  # extra -> modules that it installs
     "sae": ("sae_lens",),
     "dashboard": ("starlette", "uvicorn"),
     "fastslow": ("trl", "gepa"),
+    "evals": ("lm_eval",),
 }
 
 

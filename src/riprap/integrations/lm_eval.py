@@ -1,7 +1,7 @@
 """lm-eval's tasks on a live model: `LiveModel` is an `lm_eval.api.model.LM` around it.
 
 The model is used as it is, with its adapters and without a copy, and its training state is
-preserved. Needs the package lm_eval.
+preserved. Needs the extra evals.
 
     import lm_eval
     from riprap.integrations.lm_eval import LiveModel
@@ -9,20 +9,20 @@ preserved. Needs the package lm_eval.
     lm_eval.simple_evaluate(model=LiveModel(model, tokenizer), tasks=["arc_easy"], limit=100)
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
 
-from riprap._extras import is_installed
+from riprap._extras import EXTRAS, require
 from riprap.behaviors import device_of
-from riprap.errors import ConfigError, MissingExtraError
+from riprap.errors import ConfigError
 from riprap.evals import encode_pair, longest_input, score_pairs
 from riprap.evaluation import generate
 
-if not is_installed("lm_eval"):
-    raise MissingExtraError("lm_eval is not installed: run pip install lm_eval")
+require("evals", *EXTRAS["evals"])
 
 from lm_eval.api.model import LM  # type: ignore[import-not-found,unused-ignore]
 
