@@ -136,7 +136,11 @@ def test_the_doctor_needs_the_command_line_only() -> None:
 
 def test_the_extras_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    distributions = {"vl-convert-python": "vl_convert", "sae-lens": "sae_lens", "lm-eval": "lm_eval"}
+    distributions = {
+        "vl-convert-python": "vl_convert",
+        "sae-lens": "sae_lens",
+        "lm-eval": "lm_eval",
+    }
     for extra, modules in EXTRAS.items():
         names = [re.split(r"[<>=]", text)[0] for text in project["optional-dependencies"][extra]]
         assert {distributions.get(name, name) for name in names} == set(modules), extra
