@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from experiments.continual_real.methods import FRONT, MAIN, METHODS, SHARES, SWE
 from experiments.continual_real.paper import paper_tables, swept_name
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.simulate import REFUSALS, Run
-from experiments.harness.markdown import NOTHING, median_range, number
+from experiments.harness.markdown import NOTHING, count_of_total, median_range, number
 from riprap.evals import agreement
 
 RULES, DETECTOR = "refusal_rules", "refusal_detector"
@@ -46,6 +47,7 @@ PAIRS = (
 )
 BASE = "(base)"
 CRITICAL = "critical"
+FALL = 0.1  # of a score, from which it has fallen
 
 
 def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         "interference": [row for name, own in ordered.items() for row in _interference(name, own)],
         "monitor": [_monitor(name, own) for name, own in ordered.items()],
         "critical": [_critical(name, own) for name, own in ordered.items()],
+        "alerts_and_falls": [_alerts_and_falls(name, ordered) for name in REFUSALS],
         "orders": _orders(runs, plan),
         "shares": _shares(methods, plan),
         "paper": paper_tables(methods, plan.setting.ratio),
@@ -302,6 +305,24 @@ def _critical(name: str, own: dict[Cell, Run]) -> dict[str, str]:
         row[f"{behavior}: in the first task"] = str(sum(alarmed[0] for alarmed in tasks))
         row[f"{behavior}: in any task"] = str(sum(map(any, tasks)))
     return row
+
+
+def _alerts_and_falls(behavior: str, methods: dict[str, dict[Cell, Run]]) -> dict[str, str]:
+    """Return after how many tasks the unseen score had fallen, with a critical alert and without.
+
+    Over all tasks of all runs in which the behavior was watched.
+    """
+    counts = {True: [0, 0], False: [0, 0]}  # with a critical alert or not: fell, all
+    for run in (run for own in methods.values() for run in own.values()):
+        for stage, (before, after) in zip(run.stages, pairwise(run.looks), strict=True):
+            if behavior in stage.margins:
+                alarmed = any((b, level) == (behavior, CRITICAL) for _, b, level in stage.alerts)
+                counts[alarmed][0] += before.scores[behavior] - after.scores[behavior] >= FALL
+                counts[alarmed][1] += 1
+    return {"behavior": behavior} | {
+        title: count_of_total(*counts[alarmed])
+        for alarmed, title in ((True, "fell, after a critical alert"), (False, "fell, without one"))
+    }
 
 
 def _orders(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:

@@ -468,3 +468,16 @@ def test_the_figure_has_a_panel_for_each_base_and_measure() -> None:
         for panel in row["hconcat"]
     ]
     assert titles == list(study.HEIGHTS)
+
+
+def test_alerts_stand_beside_falls_of_unseen_probes() -> None:
+    run = made("plain", 1, 0.8, 2.0)  # its score of refusal falls by 0.2 in each task
+    run.looks[4].scores = run.looks[3].scores  # but not in the last one
+    for stage in run.stages:
+        stage.margins = {"refusal": {0: 1.0}}
+    run.stages[0].alerts = [(1, "refusal", "critical")]
+    run.stages[3].alerts = [(1, "refusal", "critical"), (1, "over_refusal", "critical")]
+    refusal, other = tables.sections([run], small_plan())["alerts_and_falls"]
+    assert refusal["fell, after a critical alert"] == "1 of 2 (50%)"
+    assert refusal["fell, without one"] == "2 of 2 (100%)"
+    assert other["fell, after a critical alert"] == "0 of 0"  # it was not watched
