@@ -396,7 +396,9 @@ def curves(runs: Sequence[Run], _: Plan) -> Any:
     parts = [
         line.encode(
             x=x,
-            y=alt.Y(f"{name}:Q", title=title),
+            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(titleLimit=400)).scale(
+                zero=name != "old"
+            ),
             color=alt.Color("arm:N"),
             detail="run:N",
             order="order:Q",
@@ -412,17 +414,20 @@ def curves(runs: Sequence[Run], _: Plan) -> Any:
 
 def hacking(runs: Sequence[Run], _: Plan) -> Any:
     """Plot the proxy's reward against the true one, with the monitor's alerts, by arm and seed."""
+    kinds = ["proxy reward, by TRL's log", "true reward", "score of brevity"]
     curves, marks = [], []
     for run in runs:
         if not run.arm.endswith(PROXY):
             continue
         place = {"arm": run.arm, "seed": run.seed}
         stage = run.stages[0]
-        for kind, points in (
-            ("proxy reward, by TRL's log", enumerate(stage.rewards, start=1)),
-            ("true reward", ((own.update, own.true) for own in of_task(run, PROXY))),
-            ("score of brevity", ((own.update, own.brevity) for own in of_task(run, PROXY))),
-        ):
+        measured = of_task(run, PROXY)
+        courses = (
+            enumerate(stage.rewards, start=1),
+            ((own.update, own.true) for own in measured),
+            ((own.update, own.brevity) for own in measured),
+        )
+        for kind, points in zip(kinds, courses, strict=True):
             curves += [place | {"curve": kind, "update": at, "value": own} for at, own in points]
         loud = [step for step, _, level in stage.alerts if level in LOUD]
         firsts = {"first warning or more": min(loud, default=None)}
@@ -431,9 +436,19 @@ def hacking(runs: Sequence[Run], _: Plan) -> Any:
     frame = pd.DataFrame(curves, columns=["arm", "seed", "curve", "update", "value"])
     marked = pd.DataFrame(marks, columns=["arm", "seed", "mark", "update"])
     x = alt.X("update:Q", title="update")
-    line = alt.Chart(frame).mark_line().encode(
-        x=x, y=alt.Y("value:Q", title="reward, or score"), color=alt.Color("curve:N", title="")
-    )  # fmt: skip
+    line = (
+        alt.Chart(frame)
+        .mark_line()
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title="reward, or score"),
+            color=alt.Color("curve:N", title=""),
+            # Two of them may be 1 all along: the wider one shows on both sides of the other.
+            strokeWidth=alt.StrokeWidth("curve:N", legend=None).scale(
+                domain=kinds, range=[5, 2, 2]
+            ),
+        )
+    )
     rule = alt.Chart(marked).mark_rule(color="#444").encode(
         x=x, strokeDash=alt.StrokeDash("mark:N", title="")
     )  # fmt: skip
