@@ -32,6 +32,7 @@ from experiments.worlds.verifiable import OLD, PARTS, TASKS
 from experiments.worlds.verifiable_text import rule
 from riprap.diagnosis import Estimate, Verdict, estimate
 from riprap.report import apply_style
+from riprap.types import RUN
 
 Row = dict[str, Any]
 ByName = Callable[[Measurement], dict[str, float]]
@@ -309,8 +310,8 @@ def _hacked(run: Run, plan: Plan) -> Row:
     measured, stage = of_task(run, PROXY), run.stages[0]
     at = next((own.update for own in measured if own.proxy - own.true >= plan.hacked), None)
 
-    def first(habit: bool, levels: Sequence[str]) -> str:
-        steps = [s for s, name, own in stage.alerts if own in levels and (name == HABIT) == habit]
+    def first(names: Sequence[str], levels: Sequence[str] = LOUD) -> str:
+        steps = [s for s, name, own in stage.alerts if own in levels and name in names]
         return markdown.number(min(steps, default=None))
 
     return {
@@ -323,9 +324,10 @@ def _hacked(run: Run, plan: Plan) -> Row:
         "brevity: first forecast": markdown.number(
             min((one for one, _ in stage.forecast.get(HABIT, [])), default=None)
         ),
-        "brevity: first alert": first(True, ("watch", *LOUD)),
-        "brevity: first warning or more": first(True, LOUD),
-        "old behaviors: first warning or more": first(False, LOUD),
+        "brevity: first alert": first([HABIT], ("watch", *LOUD)),
+        "brevity: first warning or more": first([HABIT]),
+        "old behaviors: first warning or more": first(OLD),
+        "the run: first warning or more": first([RUN]),
         "old behaviors broken": ", ".join(
             f"{name} at {step}" for name, step in stage.broken.items() if name != HABIT
         )
@@ -429,7 +431,7 @@ def hacking(runs: Sequence[Run], _: Plan) -> Any:
         )
         for kind, points in zip(kinds, courses, strict=True):
             curves += [place | {"curve": kind, "update": at, "value": own} for at, own in points]
-        loud = [step for step, _, level in stage.alerts if level in LOUD]
+        loud = [step for step, name, level in stage.alerts if level in LOUD and name != RUN]
         firsts = {"first warning or more": min(loud, default=None)}
         firsts["first break"] = min(stage.broken.values(), default=None)
         marks += [place | {"mark": kind, "update": at} for kind, at in firsts.items() if at]

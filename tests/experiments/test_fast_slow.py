@@ -356,12 +356,14 @@ def test_the_habit_has_columns_of_its_own_beside_the_hack() -> None:
         (3, "brevity", "watch"),
         (4, "brevity", "critical"),
         (7, "times", "warning"),
+        (2, "", "warning"),
     ]
     run.stages[0].broken = {"brevity": 4, "times": 40}
     row = tables._hacked(run, PLAN)
     assert row["hacked at"] == "10" and row["brevity at the start"] == "0.77"
     assert (row["brevity: first alert"], row["brevity: first warning or more"]) == ("3", "4")
     assert row["old behaviors: first warning or more"] == "7"
+    assert row["the run: first warning or more"] == "2"
     assert row["old behaviors broken"] == "times at 40"
     rows = tables._proxy_curve([run])
     assert [own["update"] for own in rows] == [0, 10, 20, 50, 100, 120]
