@@ -32,9 +32,10 @@ from experiments.continual_real.analysis import (
 from experiments.continual_real.methods import FRONT, MAIN, METHODS, SHARES, SWEPT
 from experiments.continual_real.paper import paper_tables, swept_name
 from experiments.continual_real.plan import GIVEN, Plan
-from experiments.continual_real.simulate import REFUSALS, Run
+from experiments.continual_real.simulate import REFUSALS, Run, Stage
 from experiments.harness.markdown import NOTHING, count_of_total, median_range, number
 from riprap.evals import agreement
+from riprap.types import Level
 
 RULES, DETECTOR = "refusal_rules", "refusal_detector"
 DESCRIBED = (*FRONT, "auto_guard")  # no claim is about these
@@ -46,7 +47,6 @@ PAIRS = (
     *((name, other) for name in DESCRIBED for other in (PLAIN, MODERATE)),
 )
 BASE = "(base)"
-CRITICAL = "critical"
 FALL = 0.1  # of a score, from which it has fallen
 
 
@@ -291,17 +291,16 @@ def _monitor(name: str, own: dict[Cell, Run]) -> dict[str, str]:
     return {"method": name, **told, "steps changed by the guard": str(acted)}
 
 
+def _alarmed(stage: Stage) -> set[str]:
+    """Return the behaviors with a critical alert."""
+    return {name for _, name, level in stage.alerts if level == Level.CRITICAL}
+
+
 def _critical(name: str, own: dict[Cell, Run]) -> dict[str, str]:
     """Return in how many runs a behavior had a critical alert: in the first task, and at all."""
     row, runs = {"method": name, "runs": str(len(own))}, list(own.values())
     for behavior in REFUSALS:
-        tasks = [
-            [
-                behavior in {b for _, b, level in stage.alerts if level == CRITICAL}
-                for stage in run.stages
-            ]
-            for run in runs
-        ]
+        tasks = [[behavior in _alarmed(stage) for stage in run.stages] for run in runs]
         row[f"{behavior}: in the first task"] = str(sum(alarmed[0] for alarmed in tasks))
         row[f"{behavior}: in any task"] = str(sum(map(any, tasks)))
     return row
@@ -316,9 +315,9 @@ def _alerts_and_falls(behavior: str, methods: dict[str, dict[Cell, Run]]) -> dic
     for run in (run for own in methods.values() for run in own.values()):
         for stage, (before, after) in zip(run.stages, pairwise(run.looks), strict=True):
             if behavior in stage.margins:
-                alarmed = any((b, level) == (behavior, CRITICAL) for _, b, level in stage.alerts)
-                counts[alarmed][0] += before.scores[behavior] - after.scores[behavior] >= FALL
-                counts[alarmed][1] += 1
+                own_counts = counts[behavior in _alarmed(stage)]
+                own_counts[0] += before.scores[behavior] - after.scores[behavior] >= FALL
+                own_counts[1] += 1
     return {"behavior": behavior} | {
         title: count_of_total(*counts[alarmed])
         for alarmed, title in ((True, "fell, after a critical alert"), (False, "fell, without one"))
