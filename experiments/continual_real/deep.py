@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from experiments.continual_real.features import Carried, Features, Use, middle
-from experiments.continual_real.measure import AUTOCAST, autocast
+from experiments.continual_real.measure import AUTOCAST, Look, autocast
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.rows import Row, collate, evenly, lettered, scored_rows
 from experiments.continual_real.simulate import (
@@ -24,6 +25,7 @@ from experiments.continual_real.simulate import (
     Run,
     Stage,
     TaskSequence,
+    first_look,
     forget_peak_memory,
     load_base,
     peak_memory,
@@ -35,6 +37,8 @@ from riprap._text import error_text
 from riprap.behaviors import Behavior, is_refusal
 from riprap.detectors import score
 from riprap.evals import final_number, marked_number, squad_prediction, squad_scores
+from riprap.evaluation import preserve_training_state
+from riprap.selection import row_losses
 
 TAUGHT_ROWS = 24  # of each task, and of prompts of each behavior, whose tokens train features
 
@@ -94,19 +98,6 @@ class Around:
 
 
 @dataclass
-class Ends:
-    """Measures of the base, or of the final model.
-
-    Attributes:
-        around: basins by behavior.
-        scores: of tasks: exact match of GSM8K, F1 and exact match of SQuAD, accuracy of MedMCQA.
-    """
-
-    around: dict[str, Around] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
 class Repair:
     """The diagnosis of the final model, and what a few examples restore on a copy.
 
@@ -131,7 +122,11 @@ class DeepRun:
 
     Attributes:
         tasks: in the order in which they were trained.
-        start, end: measures of the base and of the final model.
+        start, end: basins of the base and of the final model, by behavior.
+        looks: measures of the base and after each task, all with benchmarks and safe prompts.
+        scores: of the tasks at the base and after each task: exact match of GSM8K, F1 and exact
+            match of SQuAD, accuracy of MedMCQA.
+        row_losses: by task: the loss of each row of a batch, by its number, before the update.
         latents: numbers of the latents of refusal; `refused`, `harmless`: share of the unseen
             prompts that use each of them at the base.
         moments: at the base and after each update.
@@ -147,8 +142,11 @@ class DeepRun:
     base: int
     seed: int
     tasks: list[str]
-    start: Ends = field(default_factory=Ends)
-    end: Ends = field(default_factory=Ends)
+    start: dict[str, Around] = field(default_factory=dict)
+    end: dict[str, Around] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list)
+    row_losses: list[dict[int, float]] = field(default_factory=list)
     latents: list[int] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     harmless: list[float] = field(default_factory=list)
@@ -192,12 +190,15 @@ class DeepSequence(TaskSequence):
         with self._timed("loading"):
             super().__init__(Ground(out.base, plan.setting, data), run)
         self.features: Features
+        self.batches: list[list[Row]] = []
 
     def train(self) -> None:
         """See `TaskSequence.train`."""
         out, ground = self.out, self.ground
         with self._timed("base"):
-            out.start = first_ends(out.base, self.plan, ground)
+            out.start = first_basins(out.base, self.plan, ground)
+            out.scores.append(first_scores(out.base, self.plan, ground))
+            out.looks.append(first_look(out.base, self.setting, ground.meter, self.model))
         with self._timed("features"):
             self.features = self._make_features()
             examples = ground.old_rows(self.deep.examples)
@@ -208,21 +209,41 @@ class DeepSequence(TaskSequence):
                 self._stage(at, out.stages[-1])
             with self._timed("features"):
                 out.carried.append(self.features.update(self.model))
-        with self._timed("end"):
-            out.end = ends(self.model, ground, self.plan)
+            with self._timed("scores"):
+                out.looks.append(ground.meter(self.model, out.moments[-1].update, last=True))
+                out.scores.append(task_scores(self.model, ground, self.plan))
+        with self._timed("basins"):
+            out.end = basins(self.model, ground, self.plan)
         with self._timed("repair"):
             out.repair = self._repair(examples)
 
     def updated(self, stage: Stage, model: nn.Module) -> None:
-        """Measure after each update."""
+        """Measure after each update, and the rows of the next one."""
         with self._timed("moments"):
             self._look(model, self.out.moments[-1].update + 1)
+            self._note_losses(model, len(stage.losses))
 
     def _batches(self, task: str, model: Any, optimizer: Any) -> list[list[Row]]:
         batches = super()._batches(task, model, optimizer)
         with self._timed("preflight"):
             self.out.forecasts.append(self._forecast(batches, model, optimizer))
+        with self._timed("moments"):
+            self.batches = batches
+            self.out.row_losses.append({})
+            self._note_losses(model, 0)
         return batches
+
+    @torch.no_grad()
+    def _note_losses(self, model: Any, at: int) -> None:
+        """Note the losses of the rows of a batch that is learned next; none is left after all."""
+        for rows in self.batches[at : at + 1]:
+            batch = collate(rows, self.ground.pad)
+            labels = batch.pop("labels")
+            with preserve_training_state(model), autocast():
+                output = model(**batch, logits_to_keep=labels.shape[1])
+            losses = row_losses(output, {"labels": labels}).values.tolist()
+            numbers = [row.number for row in rows]
+            self.out.row_losses[-1] |= dict(zip(numbers, losses, strict=True))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -324,15 +345,16 @@ class DeepSequence(TaskSequence):
         return made
 
 
-@cached("continual_real/{plan.setting.terms}/deep-{plan.deep.terms}/start-{base}.json")
-def first_ends(base: int, plan: Plan, ground: Ground) -> Ends:
-    """Measure the base, from which all its runs start."""
-    return ends(ground.model, ground, plan)
+@cached("continual_real/{plan.setting.terms}/deep-{plan.deep.terms}/basins-{base}.json")
+def first_basins(base: int, plan: Plan, ground: Ground) -> dict[str, Around]:
+    """Return the basins of the base, from which all its runs start."""
+    return basins(ground.model, ground, plan)
 
 
-def ends(model: nn.Module, ground: Ground, plan: Plan) -> Ends:
-    """Measure a model without adapters."""
-    return Ends(basins(model, ground, plan), task_scores(model, ground, plan))
+@cached("continual_real/{plan.setting.terms}/deep-{plan.deep.terms}/scores-{base}.json")
+def first_scores(base: int, plan: Plan, ground: Ground) -> dict[str, float]:
+    """Return the scores of the tasks before training."""
+    return task_scores(ground.model, ground, plan)
 
 
 def basins(model: nn.Module, ground: Ground, plan: Plan) -> dict[str, Around]:

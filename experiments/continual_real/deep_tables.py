@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +113,26 @@ def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:
         "right": claims(runs, plan)["forecasts of preflight"],
         "repairs": [_repair(run) for run in whole],
         "scores": [row for at, run in enumerate(whole) for row in _scores(run, first=not at)],
+        "along": [row for at, run in enumerate(whole) for row in _along(run, first=not at)],
+        "taken": [row for run in whole for row in _taken(run)],
         "costs": [_cost(run) for run in whole],
         "failed": [{"method": run.method, "why": run.failed} for run in runs if run.failed],
     }
 
 
 def same(run: DeepRun, plan: Plan) -> str:
-    """Tell if a run was trained as the one without these measures, by the loss of each step."""
+    """Tell if a run is the one without these measures, by each step's loss and by its answers."""
     job = (run.method, run.rate, GIVEN, run.base, run.seed, plan, Path())
     if not simulate.path(*job).exists():
         return "not compared: the run without these measures is not here"
     other = simulate(*job)
     losses = [[stage.losses for stage in one.stages] for one in (run, other)]
-    return "the same losses, bit for bit" if losses[0] == losses[1] else "**other losses**"
+    if losses[0] != losses[1]:
+        return "**other losses**"
+    answered = [[look.answered for look in one.looks] for one in (run, other)]
+    if answered[0] != answered[1]:
+        return "**the same losses, but other answers**"
+    return "the same losses, bit for bit, and the same verdicts on all answers"
 
 
 def _order(run: DeepRun, plan: Plan) -> dict[str, str]:
@@ -205,8 +212,8 @@ def _carried(run: DeepRun) -> list[dict[str, str]]:
 
 def _basins(run: DeepRun) -> list[dict[str, str]]:
     rows = []
-    for name, end in run.end.around.items():
-        start = run.start.around[name]
+    for name, end in run.end.items():
+        start = run.start[name]
         kept = end.visage / start.visage if start.visage else math.nan
         rows.append(
             {
@@ -236,7 +243,7 @@ def _answered(run: DeepRun) -> list[dict[str, str]]:
             "by answers": ", ".join(number(share, 2) for share in own.judged),
         }
         for title, one in (("base", run.start), ("final", run.end))
-        for name, own in one.around.items()
+        for name, own in one.items()
     ]
 
 
@@ -281,13 +288,53 @@ def _repair(run: DeepRun) -> dict[str, str]:
 
 
 def _scores(run: DeepRun, first: bool) -> list[dict[str, str]]:
-    """Return a line of the base before that of the first run."""
-    rows = [{"model": "base"} | _percent(run.start.scores)] if first else []
-    return [*rows, {"model": run.method} | _percent(run.end.scores)]
+    """Return a line after each task, and one of the base before those of the first run."""
+    return [
+        where | {name: number(100 * value, 0) for name, value in scores.items()}
+        for where, scores in _moments(run, run.scores, first)
+    ]
 
 
-def _percent(scores: dict[str, float]) -> dict[str, str]:
-    return {name: number(100 * value, 0) for name, value in scores.items()}
+def _along(run: DeepRun, first: bool) -> list[dict[str, str]]:
+    """Return the measures that the page of the study has at the ends only, as `_scores` does."""
+    rows = []
+    for where, look in _moments(run, run.looks, first):
+        row = where | {
+            "attack success": number(look.attack_success(), 2),
+            "margin of refusal": number(look.margins[REFUSAL], 2),
+            "loss of the tasks": number(look.loss, 2),
+            "XSTest safe refused": number(look.over_refusal, 2),
+        }
+        rows.append(row | {task: number(look.choices[task][0], 2) for task in look.choices})
+    return rows
+
+
+def _moments(
+    run: DeepRun, measures: Sequence[Any], first: bool
+) -> Iterator[tuple[dict[str, str], Any]]:
+    """Yield the name of each moment that has a line, and its measure."""
+    if first:
+        yield {"method": "base", "after": NOTHING}, measures[0]
+    for at, (task, measure) in enumerate(zip(run.tasks, measures[1:], strict=True)):
+        yield {"method": "" if at else run.method, "after": task}, measure
+
+
+def _taken(run: DeepRun) -> list[dict[str, str]]:
+    """Return the losses of the rows that a selection took, and of those that it left."""
+    rows = []
+    for stage, losses in zip(run.stages, run.row_losses, strict=True):
+        chosen = set(stage.chosen)
+        if not chosen:
+            continue
+        taken = [loss for row, loss in losses.items() if row in chosen]
+        left = [loss for row, loss in losses.items() if row not in chosen]
+        row = {"method": run.method, "task": stage.task}
+        for title, own in (("taken", taken), ("left", left)):
+            low, middle, high = np.quantile(own, [0.25, 0.5, 0.75])
+            row[title] = f"{number(middle, 2)} [{number(low, 2)}, {number(high, 2)}]"
+            row[f"mean of the {title}"] = number(float(np.mean(own)), 2)
+        rows.append(row)
+    return rows
 
 
 def _cost(run: DeepRun) -> dict[str, str]:

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.continual_real import deep, deep_tables, simulate
+from experiments.continual_real import deep, deep_tables, measure, simulate
 from experiments.continual_real.deep import DeepRun, Forecast, Moment
 from experiments.continual_real.features import Carried, Features, Use
+from experiments.continual_real.measure import Look
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.rows import TASKS, Row, collate
 from experiments.continual_real.simulate import Stage
 from experiments.continual_real.study import DEEP as STAGE
-from experiments.harness.markdown import fill
+from experiments.harness.markdown import NOTHING, fill
 from experiments.harness.study import FOLDER
 from riprap.behaviors import Behavior
+from riprap.evals.judges import RefusalRules
 from small_real import DEEP, SETTING, make_model, make_small, make_tokenizer, small_plan
 
 RATE = 1e-2
@@ -91,13 +93,23 @@ def test_a_deep_run_is_trained_as_the_run_without_it(method: str, data: Path) ->
     other = simulate.simulate(method, RATE, GIVEN, 1, 400, own, data)
     assert [s.losses for s in run.stages] == [s.losses for s in other.stages]
     assert [s.margins for s in run.stages] == [s.margins for s in other.stages]
-    assert deep_tables.same(run, own) == "the same losses, bit for bit"
+    assert [look.answered for look in run.looks] == [look.answered for look in other.looks]
+    assert deep_tables.same(run, own).startswith("the same losses, bit for bit")
+    run.looks[-1].answered = {}
+    assert deep_tables.same(run, own) == "**the same losses, but other answers**"
     run.stages[0].losses[0] += 1e-6
     assert deep_tables.same(run, own) == "**other losses**"
 
 
 @pytest.mark.slow
-def test_a_deep_run_measures_all_it_names(data: Path) -> None:
+def test_a_deep_run_measures_all_it_names(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def letters(_: str, tokenizer: Any, _items: Any) -> Behavior:
+        asked: dict[str, Any] = {"prompts": ["q"] * 2, "options": [["y", "z"]] * 2}
+        return Behavior.multiple_choice("letters", tokenizer, **asked, right=[0, 1])
+
+    monkeypatch.setattr(measure, "CHOICES", ("letters",))
+    monkeypatch.setattr(measure, "items", lambda *_: [])
+    monkeypatch.setattr(measure, "make_behavior", letters)
     own = plan()
     run = deep.look_deep("plain", RATE, 1, 400, own, data)
     assert [moment.update for moment in run.moments] == list(range(STEPS + 1))
@@ -113,15 +125,39 @@ def test_a_deep_run_measures_all_it_names(data: Path) -> None:
     assert all(one.cosine < 1 and one.control < 1 for one in run.carried)
     assert run.carried[-1].updated > run.carried[-1].explained
     assert not math.isnan(run.forecasts[0]["refusal"].probability)
-    around = run.start.around["refusal"]
+    around = run.start["refusal"]
     assert around.first[1] == 1.0 and 0 < around.visage <= 1
-    assert run.start.around["over_refusal"].judged[1] == 1.0
-    assert run.start.scores.keys() == run.end.scores.keys()
-    assert run.start.scores["SQuAD F1 of never answering"] == pytest.approx(2 / 3)
+    assert run.start["over_refusal"].judged[1] == 1.0 and run.end.keys() == run.start.keys()
+    assert len(run.looks) == len(run.scores) == len(TASKS) + 1
+    assert all(look.choices.keys() == {"letters"} for look in run.looks)
+    rows = deep_tables.sections([run], own)["along"]
+    assert [row["after"] for row in rows] == [NOTHING, *TASKS]
+    assert rows[0]["letters"] == "0.50" and rows[0]["XSTest safe refused"] != NOTHING
+    assert run.scores[0].keys() == run.scores[-1].keys()
+    assert run.scores[0]["SQuAD F1 of never answering"] == pytest.approx(2 / 3)
     assert run.repair.before == 1.0 and run.repair.verdict
     assert set(run.seconds) >= {"stages", "moments", "preflight", "features", "repair"}
     again = deep.look_deep("plain", RATE, 1, 400, own, data)
     assert again == run  # read again, with everything in it
+
+
+@pytest.mark.slow
+def test_the_loss_of_each_row_is_that_of_the_model_that_learns_from_it(data: Path) -> None:
+    own = plan()
+    run = deep.look_deep("moderate", RATE, 1, 400, own, data)
+    ground = simulate.Ground(1, own.setting, data)
+    for stage, losses in zip(run.stages, run.row_losses, strict=True):
+        batches = ground.batches(stage.task, 400)
+        assert set(losses) == {row.number for rows in batches for row in rows}
+        assert set(stage.chosen) < set(losses)
+        for step_loss, rows in zip(stage.losses, batches, strict=True):
+            tokens = [len(row.answer) for row in rows]
+            whole = np.average([losses[row.number] for row in rows], weights=tokens)
+            assert step_loss == pytest.approx(whole, rel=1e-2)
+    assert run.stages[0].losses[0] != pytest.approx(run.stages[0].losses[-1], rel=5e-2)
+    row = deep_tables.sections([run], own)["taken"][0]
+    taken = [loss for number, loss in run.row_losses[0].items() if number in run.stages[0].chosen]
+    assert float(row["mean of the taken"]) == pytest.approx(np.mean(taken), abs=5e-3)
 
 
 @pytest.mark.slow
@@ -168,6 +204,11 @@ def known(*moments: Moment, forecasts: dict[str, Forecast] | None = None) -> Dee
     run.moments = list(moments)
     run.stages = [Stage("dolly", updates=len(moments) - 1, alerts=[(1, "refusal", "critical")])]
     run.forecasts = [forecasts or {}]
+    run.looks = [
+        Look(at, {RefusalRules.name: "10"}, dict.fromkeys(PROMPTS, 1.0), losses={"dolly": 1.0})
+        for at in (0, len(moments) - 1)
+    ]
+    run.scores, run.row_losses = [{}, {}], [{}]
     run.carried = [Carried(0.5, 0.6, 0.1, 0.9, 0.8, 0.95, 0.95, [0.8, 0.95], [1.0, 1.0])]
     return run
 
