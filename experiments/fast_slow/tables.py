@@ -32,11 +32,11 @@ from experiments.worlds.verifiable import OLD, PARTS, TASKS
 from experiments.worlds.verifiable_text import rule
 from riprap.diagnosis import Estimate, Verdict, estimate
 from riprap.report import apply_style
-from riprap.types import RUN
+from riprap.types import RUN, Level
 
 Row = dict[str, Any]
 ByName = Callable[[Measurement], dict[str, float]]
-LOUD = ("warning", "critical")
+LOUD = (Level.WARNING, Level.CRITICAL)
 HABIT = "brevity"
 PLACES: dict[str, ByName] = {
     "in use": lambda own: own.rewards,
@@ -324,7 +324,7 @@ def _hacked(run: Run, plan: Plan) -> Row:
         "brevity: first forecast": markdown.number(
             min((one for one, _ in stage.forecast.get(HABIT, [])), default=None)
         ),
-        "brevity: first alert": first([HABIT], ("watch", *LOUD)),
+        "brevity: first alert": first([HABIT], tuple(Level)),
         "brevity: first warning or more": first([HABIT]),
         "old behaviors: first warning or more": first(OLD),
         "the run: first warning or more": first([RUN]),
