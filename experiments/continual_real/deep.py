@@ -40,7 +40,7 @@ from riprap.evals import final_number, marked_number, squad_prediction, squad_sc
 from riprap.evaluation import preserve_training_state
 from riprap.selection import row_losses
 
-TAUGHT_ROWS = 24  # of each task, and of prompts of each behavior, whose tokens train features
+TAUGHT_ROWS = 24  # of each task, whose tokens train features
 
 
 @dataclass
@@ -127,8 +127,9 @@ class DeepRun:
         scores: of the tasks at the base and after each task: exact match of GSM8K, F1 and exact
             match of SQuAD, accuracy of MedMCQA.
         row_losses: by task: the loss of each row of a batch, by its number, before the update.
-        latents: numbers of the latents of refusal; `refused`, `harmless`: share of the unseen
-            prompts that use each of them at the base.
+        latents: numbers of the latents of refusal; `areas`: their areas under the ROC curve on
+            unseen refused and harmless prompts; `refused`, `harmless`: share of these prompts that
+            use each of them at the base.
         moments: at the base and after each update.
         carried: the autoencoder after each stage.
         forecasts: before each stage, by behavior.
@@ -148,6 +149,7 @@ class DeepRun:
     scores: list[dict[str, float]] = field(default_factory=list)
     row_losses: list[dict[int, float]] = field(default_factory=list)
     latents: list[int] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     harmless: list[float] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
@@ -255,12 +257,9 @@ class DeepSequence(TaskSequence):
     def _make_features(self) -> Features:
         ground, out = self.ground, self.out
         rows = [row for own in ground.rows.values() for row in evenly(own, TAUGHT_ROWS)]
-        for pool in ground.pools:
-            prompts = evenly(pool.token_rows() or [], TAUGHT_ROWS)
-            rows += [Row(0, "", tuple(prompt), ()) for prompt in prompts]
-        refused, harmless = ground.unseen
-        made = Features(self.model, refused, harmless, rows, ground.pad, self.deep, out.seed)
-        out.latents = made.latents.tolist()
+        own = (self.model, ground.unseen, ground.pools, rows)
+        made = Features(*own, ground.pad, self.deep, out.seed)
+        out.latents, out.areas = made.latents.tolist(), made.areas
         out.refused, out.harmless = made.refused_shares, made.harmless_shares
         return made
 

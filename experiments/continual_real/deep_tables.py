@@ -48,7 +48,7 @@ def fallen(run: DeepRun, least: float) -> dict[str, int | None]:
 
 
 def order(run: DeepRun, plan: Plan) -> str:
-    """Return which fell first, the use of the latents of refusal or its margins."""
+    """Return which fell first, the activation of the latents of refusal or its margins."""
     found = fallen(run, plan.deep.fall)
     features, margins = found["features"], found["margins"]
     if features is None or margins is None:
@@ -140,7 +140,7 @@ def _order(run: DeepRun, plan: Plan) -> dict[str, str]:
     under = next((m.update for m in run.moments if m.scores[REFUSAL] < 0.9), None)
     return {
         "method": run.method,
-        "use of the latents of refusal": _step(found["features"]),
+        "activation of the latents of refusal": _step(found["features"]),
         "of as many others": _step(found["others"]),
         "overlap of active latents": _step(found["overlap"]),
         "mean margin": _step(found["margins"]),
@@ -184,11 +184,12 @@ def _latents(run: DeepRun, plan: Plan) -> dict[str, str]:
         moved = [cosine < deep.moved for cosine in carried.cosines]
         row[f"after {task}"] = f"{sum(died)} died, {sum(moved)} moved"
     ranked = sorted(
-        zip(run.latents, run.refused, run.harmless, shares, strict=True),
-        key=lambda one: one[2] - one[1],
+        zip(run.areas, run.latents, run.refused, run.harmless, shares, strict=True), reverse=True
     )
-    row["the most specific: share of refused prompts, of harmless ones, and at the end"] = (
-        "; ".join(f"{latent}: {a:.2f}, {b:.2f}, {end:.2f}" for latent, a, b, end in ranked[:3])
+    title = "the most specific: area; share of refused prompts, of harmless ones, at the end"
+    row[title] = " · ".join(
+        f"{latent}: {area:.2f}; {', '.join(f'{own:.2f}' for own in rest)}"
+        for area, latent, *rest in ranked[:3]
     )
     return row
 

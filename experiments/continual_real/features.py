@@ -30,8 +30,8 @@ class Use:
         l0: active latents of a prompt; at most `Deep.active` by construction.
         explained: share of the variance that is explained.
         overlap: of a prompt's active latents with those at the base; 1: the same.
-        kept: use of the latents of refusal, as a share of that at the base; `others`: the same of
-            as many other latents.
+        kept: mean activation of the latents of refusal, as a share of that at the base; `others`:
+            the same of as many other latents.
         shares: share of the prompts that use each latent of refusal.
     """
 
@@ -75,72 +75,77 @@ class Features:
 
     Args:
         model: the base.
-        refused, harmless: behaviors on prompts that the base refuses, and answers; both unseen.
+        unseen: behaviors on prompts that the base refuses, and on prompts that it answers; the
+            refused ones are read along the run.
+        chosen_by: the same on other prompts, whose last tokens train the autoencoder too, and which
+            choose the latents of refusal.
         rows: whose tokens train the autoencoder; the first of each row is left out, since its
             activations are as large as no other's.
 
     Attributes:
         base, carried, control: the autoencoder of the base; see `Carried`.
-        latents: numbers of the latents of refusal; `others`: as many of those that are not, which
-            the refused prompts use the most at the base: the control.
-        refused_shares, harmless_shares: share of the prompts that use each of them at the base.
+        latents: numbers of the latents of refusal, whose activations tell refused prompts from
+            harmless ones the best; `areas`: their areas under the ROC curve on the unseen prompts.
+        others: as many other latents, with the largest mean activation on the refused prompts at
+            the base: the control.
+        refused_shares, harmless_shares: share of the unseen prompts that use each of `latents`.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        refused: Behavior,
-        harmless: Behavior,
+        unseen: Sequence[Behavior],
+        chosen_by: Sequence[Behavior],
         rows: Sequence[Row],
         pad: int,
         deep: Deep,
         seed: int,
     ) -> None:
-        self.deep, self.refused = deep, refused
+        self.deep, self.refused = deep, unseen[0]
+        prompts = [ids for one in chosen_by for ids in one.token_rows() or []]
+        rows = [*rows, *(Row(0, "", tuple(ids), ()) for ids in prompts)]
         self.batches = [
             collate(rows[at : at + ROWS], pad, whole=True) for at in range(0, len(rows), ROWS)
         ]
-        count = sum(
-            int(batch["attention_mask"].sum()) - len(batch["labels"]) for batch in self.batches
-        )
-        order = np.random.default_rng(seed).permutation(count)
-        self.chosen = torch.from_numpy(np.sort(order[: deep.tokens]))
+        self.masks = [_without_first(batch["attention_mask"]) for batch in self.batches]
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(_count(self.masks)))
+        ends = torch.cat([mask.sum(1) for mask in self.masks]).cumsum(0) - 1  # rows end together
+        self.chosen = torch.cat([order[: deep.tokens], ends[len(ends) - len(prompts) :]]).unique()
         self.tokens = self._activations(model)
         self.center = self.tokens.mean(0)
         self.base = TopKSAE.initialize(self.tokens, deep.latents, deep.active, seed)
         self.base.train(self.tokens, deep.steps, deep.rate)
         self.carried, self.control = self.base.copy(), self.base.copy()
         self.alive = (self.base.encode(self.tokens) > 0).any(0)
-        prompts = self._prompts(model, refused)
-        self.start = self.base.encode(prompts) > 0
-        own, other = (
-            self._shares(self.start),
-            self._shares(self.base.encode(self._prompts(model, harmless)) > 0),
-        )
-        self.latents = torch.nonzero(own - other >= deep.specific).flatten()
-        ranked = own.clone()
+        refused, harmless = (self.base.encode(self._prompts(model, one)) for one in unseen)
+        areas = _areas(*(self.base.encode(self._prompts(model, one)) for one in chosen_by))
+        self.latents = areas.topk(deep.refusing).indices
+        self.areas = _areas(refused, harmless)[self.latents].tolist()
+        self.start = refused > 0
+        self.activations = refused.double().mean(0)
+        ranked = self.activations.clone()
         ranked[self.latents] = -1
-        self.others = ranked.topk(min(len(self.latents), len(own) - len(self.latents))).indices
-        self.others_start = float(own[self.others].sum())
+        self.others = ranked.topk(deep.refusing).indices
         self.refused_shares, self.harmless_shares = (
-            part[self.latents].tolist() for part in (own, other)
+            self._shares(part > 0)[self.latents].tolist() for part in (refused, harmless)
         )
 
     def use(self, activations: Tensor) -> Use:
         """Return what activations of the refused prompts show; shape (n_probes, d)."""
         latents = self.base.encode(activations)
         active = latents > 0
-        every = self._shares(active)
-        shares, others = every[self.latents], every[self.others]
-        start = sum(self.refused_shares)
         return Use(
             l0=float(active.sum(1).double().mean()),
             explained=1 - unexplained_variance(activations, self.base.decode(latents), self.center),
             overlap=jaccard(latents, self.start),
-            kept=float(shares.sum()) / start if start else math.nan,
-            others=float(others.sum()) / self.others_start if self.others_start else math.nan,
-            shares=shares.tolist(),
+            kept=self._kept(latents, self.latents),
+            others=self._kept(latents, self.others),
+            shares=self._shares(active)[self.latents].tolist(),
         )
+
+    def _kept(self, latents: Tensor, own: Tensor) -> float:
+        start = float(self.activations[own].sum())
+        return float(latents.double().mean(0)[own].sum()) / start if start else math.nan
 
     def update(self, model: nn.Module) -> Carried:
         """Train the autoencoder further on a model's activations, and say where it went."""
@@ -190,13 +195,25 @@ class Features:
                     model(**asked, logits_to_keep=1)
         finally:
             handle.remove()
-        rows = []
-        for batch, output in zip(self.batches, outputs, strict=True):
-            mask = batch["attention_mask"].bool()
-            first = mask.long().argmax(1)
-            mask[torch.arange(len(mask)), first] = False
-            rows.append(output[mask].float())
+        rows = [output[mask].float() for mask, output in zip(self.masks, outputs, strict=True)]
         return torch.cat(rows)[self.chosen]
+
+
+def _without_first(attention_mask: Tensor) -> Tensor:
+    """Return which tokens of the rows are read: all but the first of each."""
+    mask = attention_mask.bool()
+    mask[torch.arange(len(mask)), attention_mask.argmax(1)] = False
+    return mask
+
+
+def _count(masks: Sequence[Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks)
+
+
+def _areas(own: Tensor, other: Tensor) -> Tensor:
+    """Return the area under the ROC curve of each latent; ties count half."""
+    larger = (own[:, None] > other[None]).double() + (own[:, None] == other[None]).double() / 2
+    return larger.mean((0, 1))
 
 
 def middle(model: nn.Module) -> str:

@@ -69,11 +69,11 @@ class Deep(StrictModel):
     Attributes:
         methods: that run, on the first base and seed.
         latents, active: of the sparse autoencoder, and those that a token may use.
-        tokens: activations that train it: of task rows and of prompts that may be replayed.
+        tokens: activations that train it: of task rows and of prompts that may be replayed, beside
+            those of the last token of each such prompt.
         steps, rate: of its training on the base's activations, full batches.
         update_steps, update_rate: of its further training after each task.
-        specific: share of the refused prompts that use a latent of refusal, minus that of harmless
-            prompts, at least.
+        refusing: latents of refusal.
         lost: share of its use at the base below which a latent has died.
         fall: share of its start by which a series must fall before it counts as a fall.
         moved: cosine of a latent's direction with that at the base below which it has moved.
@@ -92,7 +92,7 @@ class Deep(StrictModel):
     rate: float = Field(gt=0)
     update_steps: int = Field(ge=1)
     update_rate: float = Field(gt=0)
-    specific: float = Field(gt=0, le=1)
+    refusing: int = Field(ge=1)
     lost: float = Field(gt=0, lt=1)
     fall: float = Field(gt=0, lt=1)
     moved: float = Field(gt=0, lt=1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from experiments.continual_real import deep, deep_tables, measure, simulate
 from experiments.continual_real.deep import DeepRun, Forecast, Moment
@@ -117,9 +118,8 @@ def test_a_deep_run_measures_all_it_names(data: Path, monkeypatch: pytest.Monkey
     assert first.scores == {"refusal": 1.0, "over_refusal": 1.0}
     assert first.use.overlap == pytest.approx(1) and first.use.kept == pytest.approx(1)
     assert 0 < first.use.l0 <= DEEP.active and first.use.shares == run.refused
-    assert run.latents and all(
-        a - b >= DEEP.specific for a, b in zip(run.refused, run.harmless, strict=True)
-    )
+    assert len(run.latents) == len(run.areas) == DEEP.refusing
+    assert max(run.areas) > 0.9 and run.refused != run.harmless
     assert last.margins["refusal"] < first.margins["refusal"] and last.use.overlap < 1
     assert len(run.carried) == len(run.forecasts) == len(TASKS)
     assert all(one.cosine < 1 and one.control < 1 for one in run.carried)
@@ -174,12 +174,23 @@ def test_a_deep_run_that_fails_says_why(data: Path, monkeypatch: pytest.MonkeyPa
 def test_features_tell_a_model_that_changed_from_one_that_did_not() -> None:
     tokenizer = make_tokenizer()
     refused, harmless = (behavior(name, tokenizer) for name in PROMPTS)
-    rows = [
-        Row(0, "", tuple(ids), ()) for one in (refused, harmless) for ids in one.token_rows() or []
-    ]
-    made = Features(taught(1), refused, harmless, rows, 256, DEEP, 0)
-    assert len(made.latents) == len(made.others) > 0
+    both = [refused, harmless]
+    rows = [Row(0, "", (65, 66, 67), (68, 69))]
+    deep_plan = DEEP.model_copy(update={"tokens": 2})
+    made = Features(taught(1), both, both, rows, 256, deep_plan, 0)
+    ends = torch.cat([made._prompts(taught(1), one) for one in both])
+    found = torch.cdist(ends, made.tokens).min(1).values
+    assert len(made.tokens) <= 50 and found.max() < 1e-2  # the last token of each prompt is there
+    made = Features(taught(1), both, both, rows, 256, DEEP, 0)
+    assert len(made.latents) == len(made.others) == DEEP.refusing
     assert not set(made.latents.tolist()) & set(made.others.tolist())
+    activations = [made.base.encode(made._prompts(taught(1), one)) for one in both]
+    labels = np.repeat([1, 0], [len(own) for own in activations])
+    every = torch.cat(activations).numpy()
+    areas = [roc_auc_score(labels, every[:, at]) for at in range(DEEP.latents)]
+    assert made.areas == pytest.approx(sorted(areas)[: -DEEP.refusing - 1 : -1])
+    by_latent = dict(enumerate(areas))
+    assert [by_latent[at] for at in made.latents.tolist()] == pytest.approx(made.areas)
     start, end = (made.use(made._prompts(model, refused)) for model in (taught(1), make_model(2)))
     assert start.kept == start.others == pytest.approx(1)
     assert end.kept < 1 and end.others != pytest.approx(1)
@@ -198,9 +209,8 @@ def moment(update: int, kept: float, margin: float, score: float = 1.0) -> Momen
 
 
 def known(*moments: Moment, forecasts: dict[str, Forecast] | None = None) -> DeepRun:
-    run = DeepRun(
-        "plain", 1.0, 1, 400, ["dolly"], latents=[3, 7], refused=[1, 1], harmless=[0, 0.5]
-    )
+    run = DeepRun("plain", 1.0, 1, 400, ["dolly"], latents=[3, 7], areas=[0.9, 0.6], refused=[1, 1])
+    run.harmless = [0, 0.5]
     run.moments = list(moments)
     run.stages = [Stage("dolly", updates=len(moments) - 1, alerts=[(1, "refusal", "critical")])]
     run.forecasts = [forecasts or {}]
