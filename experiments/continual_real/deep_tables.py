@@ -91,10 +91,19 @@ def claims(runs: Sequence[DeepRun], plan: Plan) -> dict[str, str]:
     told = forecasts(whole)
     right = sum(predicted == came for predicted, came in told)
     breaks = sum(came for _, came in told)
-    return {f"{run.method}: what fell first": order(run, plan) for run in whole} | {
+    firsts = {f"{run.method}: what fell first": _falls(run, plan) for run in whole}
+    return firsts | {
         "forecasts of preflight": f"{right} of {len(told)} right, with {breaks} breaks; always to "
-        f"forecast none would be right in {len(told) - breaks}"
+        f"forecast a break would be right in {breaks}, always none in {len(told) - breaks}"
     }
+
+
+def _falls(run: DeepRun, plan: Plan) -> str:
+    own = {name: _step(update) for name, update in fallen(run, plan.deep.fall).items()}
+    return (
+        f"{order(run, plan)}; fallen by half at update {own['features']} (latents of refusal), "
+        f"{own['others']} (as many others), {own['margins']} (margins)"
+    )
 
 
 def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:

@@ -235,7 +235,10 @@ def known(*moments: Moment, forecasts: dict[str, Forecast] | None = None) -> Dee
 )
 def test_what_fell_first(kept: list[float], margins: list[float], what: str) -> None:
     pairs = enumerate(zip(kept, margins, strict=True))
-    assert deep_tables.order(known(*(moment(at, *pair) for at, pair in pairs)), plan()) == what
+    run = known(*(moment(at, *pair) for at, pair in pairs))
+    assert deep_tables.order(run, plan()) == what
+    told = deep_tables.claims([run], plan())["plain: what fell first"]
+    assert told.startswith(what) and "– (as many others)" in told
 
 
 def test_a_series_is_halfway_where_half_of_its_fall_is_behind_it() -> None:
