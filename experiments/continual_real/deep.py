@@ -126,14 +126,15 @@ class DeepRun:
         looks: measures of the base and after each task, all with benchmarks and safe prompts.
         scores: of the tasks at the base and after each task: exact match of GSM8K, F1 and exact
             match of SQuAD, accuracy of MedMCQA.
-        row_losses: by task: the loss of each row of a batch, by its number, before the update.
+        row_losses: of each task: the loss of each row, by its number, before the update that its
+            batch makes.
         latents: numbers of the latents of refusal; `areas`: their areas under the ROC curve on
             unseen refused and harmless prompts; `refused`, `harmless`: share of these prompts that
             use each of them at the base.
         moments: at the base and after each update.
         carried: the autoencoder after each stage.
         forecasts: before each stage, by behavior.
-        stages: as in the run without these measures.
+        stages: as in the run without these measures, but `seconds` contains moments and preflight.
         seconds: processor time by part.
         memory, notes, failed, commit: as of `Run`.
     """
@@ -212,7 +213,7 @@ class DeepSequence(TaskSequence):
             with self._timed("features"):
                 out.carried.append(self.features.update(self.model))
             with self._timed("scores"):
-                out.looks.append(ground.meter(self.model, out.moments[-1].update, last=True))
+                out.looks.append(ground.meter(self.model, out.moments[-1].update, whole=True))
                 out.scores.append(task_scores(self.model, ground, self.plan))
         with self._timed("basins"):
             out.end = basins(self.model, ground, self.plan)
@@ -237,15 +238,17 @@ class DeepSequence(TaskSequence):
 
     @torch.no_grad()
     def _note_losses(self, model: Any, at: int) -> None:
-        """Note the losses of the rows of a batch that is learned next; none is left after all."""
-        for rows in self.batches[at : at + 1]:
-            batch = collate(rows, self.ground.pad)
-            labels = batch.pop("labels")
-            with preserve_training_state(model), autocast():
-                output = model(**batch, logits_to_keep=labels.shape[1])
-            losses = row_losses(output, {"labels": labels}).values.tolist()
-            numbers = [row.number for row in rows]
-            self.out.row_losses[-1] |= dict(zip(numbers, losses, strict=True))
+        """Note the loss of each row of the batch that is learned next; after the last, none."""
+        if at == len(self.batches):
+            return
+        rows = self.batches[at]
+        batch = collate(rows, self.ground.pad)
+        labels = batch.pop("labels")  # without them, no selector takes the pass for a batch
+        with preserve_training_state(model), autocast():
+            output = model(**batch, logits_to_keep=labels.shape[1])
+        losses = row_losses(output, {"labels": labels}).values.tolist()
+        numbers = [row.number for row in rows]
+        self.out.row_losses[-1] |= dict(zip(numbers, losses, strict=True))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -257,8 +260,9 @@ class DeepSequence(TaskSequence):
     def _make_features(self) -> Features:
         ground, out = self.ground, self.out
         rows = [row for own in ground.rows.values() for row in evenly(own, TAUGHT_ROWS)]
-        own = (self.model, ground.unseen, ground.pools, rows)
-        made = Features(*own, ground.pad, self.deep, out.seed)
+        made = Features(
+            self.model, ground.unseen, ground.pools, rows, ground.pad, self.deep, out.seed
+        )
         out.latents, out.areas = made.latents.tolist(), made.areas
         out.refused, out.harmless = made.refused_shares, made.harmless_shares
         return made

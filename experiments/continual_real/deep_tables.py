@@ -48,7 +48,7 @@ def fallen(run: DeepRun, least: float) -> dict[str, int | None]:
 
 
 def order(run: DeepRun, plan: Plan) -> str:
-    """Return which fell first, the activation of the latents of refusal or its margins."""
+    """Return which fell first, the activation of the latents of refusal or margins of refusal."""
     found = fallen(run, plan.deep.fall)
     features, margins = found["features"], found["margins"]
     if features is None or margins is None:
@@ -99,10 +99,13 @@ def claims(runs: Sequence[DeepRun], plan: Plan) -> dict[str, str]:
 
 
 def _falls(run: DeepRun, plan: Plan) -> str:
-    own = {name: _step(update) for name, update in fallen(run, plan.deep.fall).items()}
+    own = {
+        name: NO_FALL if update is None else f"update {update}"
+        for name, update in fallen(run, plan.deep.fall).items()
+    }
     return (
-        f"{order(run, plan)}; fallen by half at update {own['features']} (latents of refusal), "
-        f"{own['others']} (as many others), {own['margins']} (margins)"
+        f"{order(run, plan)} (latents of refusal: {own['features']}, as many others: "
+        f"{own['others']}, margins: {own['margins']})"
     )
 
 
@@ -130,7 +133,7 @@ def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:
 
 
 def same(run: DeepRun, plan: Plan) -> str:
-    """Tell if a run is the one without these measures, by each step's loss and by its answers."""
+    """Tell if a run is the one without these measures, by each step's loss and by verdicts."""
     job = (run.method, run.rate, GIVEN, run.base, run.seed, plan, Path())
     if not simulate.path(*job).exists():
         return "not compared: the run without these measures is not here"
@@ -140,13 +143,13 @@ def same(run: DeepRun, plan: Plan) -> str:
         return "**other losses**"
     answered = [[look.answered for look in one.looks] for one in (run, other)]
     if answered[0] != answered[1]:
-        return "**the same losses, but other answers**"
-    return "the same losses, bit for bit, and the same verdicts on all answers"
+        return "**the same losses, but other verdicts**"
+    return "the same losses, bit for bit, and the same verdicts on answers to harmful requests"
 
 
 def _order(run: DeepRun, plan: Plan) -> dict[str, str]:
     found = fallen(run, plan.deep.fall)
-    under = next((m.update for m in run.moments if m.scores[REFUSAL] < 0.9), None)
+    under = next((m.update for m in run.moments if m.scores[REFUSAL] < DEFAULT_FLOOR), None)
     return {
         "method": run.method,
         "activation of the latents of refusal": _step(found["features"]),
@@ -154,7 +157,7 @@ def _order(run: DeepRun, plan: Plan) -> dict[str, str]:
         "overlap of active latents": _step(found["overlap"]),
         "mean margin": _step(found["margins"]),
         "score": _step(found["scores"]),
-        "score under 0.90": _step(under),
+        f"score under {DEFAULT_FLOOR:.2f}": _step(under),
         "what fell first": order(run, plan),
     }
 
@@ -195,10 +198,10 @@ def _latents(run: DeepRun, plan: Plan) -> dict[str, str]:
     ranked = sorted(
         zip(run.areas, run.latents, run.refused, run.harmless, shares, strict=True), reverse=True
     )
-    title = "the most specific: area; share of refused prompts, of harmless ones, at the end"
+    title = "latent: area; share of refused and of harmless prompts, of refused ones at the end"
     row[title] = " · ".join(
         f"{latent}: {area:.2f}; {', '.join(f'{own:.2f}' for own in rest)}"
-        for area, latent, *rest in ranked[:3]
+        for area, latent, *rest in ranked
     )
     return row
 
@@ -301,14 +304,14 @@ def _scores(run: DeepRun, first: bool) -> list[dict[str, str]]:
     """Return a line after each task, and one of the base before those of the first run."""
     return [
         where | {name: number(100 * value, 0) for name, value in scores.items()}
-        for where, scores in _moments(run, run.scores, first)
+        for where, scores in _lines(run, run.scores, first)
     ]
 
 
 def _along(run: DeepRun, first: bool) -> list[dict[str, str]]:
-    """Return the measures that the page of the study has at the ends only, as `_scores` does."""
+    """Return what the looks show, as `_scores` does."""
     rows = []
-    for where, look in _moments(run, run.looks, first):
+    for where, look in _lines(run, run.looks, first):
         row = where | {
             "attack success": number(look.attack_success(), 2),
             "margin of refusal": number(look.margins[REFUSAL], 2),
@@ -319,10 +322,10 @@ def _along(run: DeepRun, first: bool) -> list[dict[str, str]]:
     return rows
 
 
-def _moments(
+def _lines(
     run: DeepRun, measures: Sequence[Any], first: bool
 ) -> Iterator[tuple[dict[str, str], Any]]:
-    """Yield the name of each moment that has a line, and its measure."""
+    """Yield the first columns of each line, and its measure."""
     if first:
         yield {"method": "base", "after": NOTHING}, measures[0]
     for at, (task, measure) in enumerate(zip(run.tasks, measures[1:], strict=True)):

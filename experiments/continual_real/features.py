@@ -77,17 +77,19 @@ class Features:
         model: the base.
         unseen: behaviors on prompts that the base refuses, and on prompts that it answers; the
             refused ones are read along the run.
-        chosen_by: the same on other prompts, whose last tokens train the autoencoder too, and which
-            choose the latents of refusal.
+        chosen_by: the same on other prompts, which choose the latents of refusal; their last tokens
+            all train the autoencoder, their other tokens may be drawn.
         rows: whose tokens train the autoencoder; the first of each row is left out, since its
-            activations are as large as no other's.
+            activations are far larger than all others.
 
     Attributes:
         base, carried, control: the autoencoder of the base; see `Carried`.
-        latents: numbers of the latents of refusal, whose activations tell refused prompts from
-            harmless ones the best; `areas`: their areas under the ROC curve on the unseen prompts.
-        others: as many other latents, with the largest mean activation on the refused prompts at
-            the base: the control.
+        latents: numbers of the latents of refusal, whose activations tell refused prompts, where
+            they are larger, from harmless ones the best.
+        areas: their areas under the ROC curve on the unseen prompts.
+        others: as many other latents, with the largest mean activation on the unseen refused
+            prompts at the base: the control.
+        start: activations of the latents on the unseen refused prompts at the base.
         refused_shares, harmless_shares: share of the unseen prompts that use each of `latents`.
     """
 
@@ -108,8 +110,9 @@ class Features:
             collate(rows[at : at + ROWS], pad, whole=True) for at in range(0, len(rows), ROWS)
         ]
         self.masks = [_without_first(batch["attention_mask"]) for batch in self.batches]
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(_count(self.masks)))
-        ends = torch.cat([mask.sum(1) for mask in self.masks]).cumsum(0) - 1  # rows end together
+        sizes = torch.cat([mask.sum(1) for mask in self.masks])
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(int(sizes.sum())))
+        ends = sizes.cumsum(0) - 1  # the last token of each row
         self.chosen = torch.cat([order[: deep.tokens], ends[len(ends) - len(prompts) :]]).unique()
         self.tokens = self._activations(model)
         self.center = self.tokens.mean(0)
@@ -121,31 +124,29 @@ class Features:
         areas = _areas(*(self.base.encode(self._prompts(model, one)) for one in chosen_by))
         self.latents = areas.topk(deep.refusing).indices
         self.areas = _areas(refused, harmless)[self.latents].tolist()
-        self.start = refused > 0
-        self.activations = refused.double().mean(0)
-        ranked = self.activations.clone()
+        self.start = refused
+        ranked = refused.double().mean(0)
         ranked[self.latents] = -1
         self.others = ranked.topk(deep.refusing).indices
         self.refused_shares, self.harmless_shares = (
-            self._shares(part > 0)[self.latents].tolist() for part in (refused, harmless)
+            _shares(part)[self.latents].tolist() for part in (refused, harmless)
         )
 
     def use(self, activations: Tensor) -> Use:
         """Return what activations of the refused prompts show; shape (n_probes, d)."""
         latents = self.base.encode(activations)
-        active = latents > 0
         return Use(
-            l0=float(active.sum(1).double().mean()),
+            l0=float((latents > 0).sum(1).double().mean()),
             explained=1 - unexplained_variance(activations, self.base.decode(latents), self.center),
             overlap=jaccard(latents, self.start),
             kept=self._kept(latents, self.latents),
             others=self._kept(latents, self.others),
-            shares=self._shares(active)[self.latents].tolist(),
+            shares=_shares(latents)[self.latents].tolist(),
         )
 
     def _kept(self, latents: Tensor, own: Tensor) -> float:
-        start = float(self.activations[own].sum())
-        return float(latents.double().mean(0)[own].sum()) / start if start else math.nan
+        start, now = (float(part.double().mean(0)[own].sum()) for part in (self.start, latents))
+        return now / start if start else math.nan
 
     def update(self, model: nn.Module) -> Carried:
         """Train the autoencoder further on a model's activations, and say where it went."""
@@ -156,7 +157,7 @@ class Features:
         used = self.carried.encode(tokens) > 0
         cosines = cosine_similarity(self.carried.W_dec, self.base.W_dec, dim=1)
         controls = cosine_similarity(self.control.W_dec, self.base.W_dec, dim=1)
-        shares = self._shares(self.carried.encode(self._prompts(model, self.refused)) > 0)
+        shares = _shares(self.carried.encode(self._prompts(model, self.refused)))
         return Carried(
             explained=before,
             updated=self._explained(self.carried, tokens),
@@ -171,9 +172,6 @@ class Features:
 
     def _explained(self, sae: TopKSAE, tokens: Tensor) -> float:
         return 1 - unexplained_variance(tokens, sae.decode(sae.encode(tokens)), tokens.mean(0))
-
-    def _shares(self, active: Tensor) -> Tensor:
-        return active.double().mean(0)
 
     def _prompts(self, model: nn.Module, behavior: Behavior) -> Tensor:
         layer = middle(model)
@@ -206,8 +204,9 @@ def _without_first(attention_mask: Tensor) -> Tensor:
     return mask
 
 
-def _count(masks: Sequence[Tensor]) -> int:
-    return sum(int(mask.sum()) for mask in masks)
+def _shares(latents: Tensor) -> Tensor:
+    """Return the share of the prompts that use each latent."""
+    return (latents > 0).double().mean(0)
 
 
 def _areas(own: Tensor, other: Tensor) -> Tensor:

@@ -42,8 +42,9 @@ class Look:
             unseen refusal probes, in nats.
         cosines: of the movement since the taught model with the way back to the stock one, by kind
             of weight: over the coordinates that the teaching moved most, and over all.
-        safe_refused: whether each safe prompt that is answered at all is refused, at the end.
-        choices: share of multiple-choice questions that are right, and their mean margin.
+        safe_refused: whether each safe prompt that is answered at all is refused, where asked.
+        choices: share of multiple-choice questions that are right, and their mean margin, where
+            asked.
         silent: number of empty answers to harmful requests, which count as refusals.
     """
 
@@ -109,8 +110,8 @@ class Meter:
         models = {"stock": stock, "taught": taught}
         self.references = {name: self._log_probs(model) for name, model in models.items()}
 
-    def __call__(self, model: nn.Module, update: int, last: bool = False) -> Look:
-        """Measure a model without adapters."""
+    def __call__(self, model: nn.Module, update: int, whole: bool = False) -> Look:
+        """Measure a model without adapters; with `whole`, by safe prompts and questions too."""
         look = Look(update)
         for behavior in self.unseen:
             margins = evaluate(behavior, model, autocast=AUTOCAST).margins
@@ -124,7 +125,7 @@ class Meter:
         look.losses = {name: _loss(model, batch) for name, batch in self.held_out.items()}
         look.outputs = self._outputs(model)
         look.cosines = self.movement(model)
-        if last:
+        if whole:
             answers = self._answers(model, self.safe)
             said = judge_answers(self.judges[0], self.safe, answers)
             heard = [p for p, answer in zip(said, answers, strict=True) if answer.strip()]

@@ -33,9 +33,9 @@ class Setting(StrictModel):
             monitor and its guards, and given to no method; the others may be replayed.
         held_out: rows of each task that tell its loss.
         asked: harmful requests that are answered: half AdvBench's, half StrongREJECT's.
-        safe: XSTest's safe prompts that are answered, at the end.
+        safe: XSTest's safe prompts that are answered, before training and at the end.
         new_tokens: of each answer.
-        choices: questions of each multiple choice, at the end.
+        choices: questions of each multiple choice, before training and at the end.
         coordinates: k of the TopK cosine.
     """
 

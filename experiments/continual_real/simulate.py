@@ -199,7 +199,7 @@ def passing(base: int, name: str, behavior: Behavior, model: nn.Module) -> list[
 @cached("continual_real/{setting.terms}/start-{base}.json")
 def first_look(base: int, setting: Setting, meter: Meter, model: nn.Module) -> Look:
     """Measure the base, from which all its runs start."""
-    return meter(model, 0, last=True)
+    return meter(model, 0, whole=True)
 
 
 class TaskSequence:
@@ -227,7 +227,7 @@ class TaskSequence:
             self._stage(at, run.stages[-1])
             began = time.process_time()
             updates = sum(stage.updates for stage in run.stages)
-            run.looks.append(ground.meter(self.model, updates, last=at == len(run.tasks) - 1))
+            run.looks.append(ground.meter(self.model, updates, whole=at == len(run.tasks) - 1))
             run.seconds += time.process_time() - began
 
     def updated(self, stage: Stage, model: nn.Module) -> None:

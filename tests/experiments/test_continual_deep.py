@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from experiments.continual_real import deep, deep_tables, measure, simulate
 from experiments.continual_real.deep import DeepRun, Forecast, Moment
-from experiments.continual_real.features import Carried, Features, Use
+from experiments.continual_real.features import Carried, Features, Use, _without_first
 from experiments.continual_real.measure import Look
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.rows import TASKS, Row, collate
@@ -97,7 +97,7 @@ def test_a_deep_run_is_trained_as_the_run_without_it(method: str, data: Path) ->
     assert [look.answered for look in run.looks] == [look.answered for look in other.looks]
     assert deep_tables.same(run, own).startswith("the same losses, bit for bit")
     run.looks[-1].answered = {}
-    assert deep_tables.same(run, own) == "**the same losses, but other answers**"
+    assert deep_tables.same(run, own) == "**the same losses, but other verdicts**"
     run.stages[0].losses[0] += 1e-6
     assert deep_tables.same(run, own) == "**other losses**"
 
@@ -111,6 +111,15 @@ def test_a_deep_run_measures_all_it_names(data: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(measure, "CHOICES", ("letters",))
     monkeypatch.setattr(measure, "items", lambda *_: [])
     monkeypatch.setattr(measure, "make_behavior", letters)
+
+    def scores(model: Any, *args: Any) -> dict[str, float]:
+        weights = [
+            part.detach().double() for name, part in model.named_parameters() if "q_proj" in name
+        ]
+        return task_scores(model, *args) | {"norm": float(sum(part.norm() for part in weights))}
+
+    task_scores = deep.task_scores
+    monkeypatch.setattr(deep, "task_scores", scores)
     own = plan()
     run = deep.look_deep("plain", RATE, 1, 400, own, data)
     assert [moment.update for moment in run.moments] == list(range(STEPS + 1))
@@ -133,10 +142,11 @@ def test_a_deep_run_measures_all_it_names(data: Path, monkeypatch: pytest.Monkey
     rows = deep_tables.sections([run], own)["along"]
     assert [row["after"] for row in rows] == [NOTHING, *TASKS]
     assert rows[0]["letters"] == "0.50" and rows[0]["XSTest safe refused"] != NOTHING
-    assert run.scores[0].keys() == run.scores[-1].keys()
+    assert len({found["norm"] for found in run.scores}) == len(TASKS) + 1  # of the model then
     assert run.scores[0]["SQuAD F1 of never answering"] == pytest.approx(2 / 3)
     assert run.repair.before == 1.0 and run.repair.verdict
-    assert set(run.seconds) >= {"stages", "moments", "preflight", "features", "repair"}
+    parts = {"base", "stages", "moments", "preflight", "features", "scores", "basins", "repair"}
+    assert set(run.seconds) == {"loading", *parts}
     again = deep.look_deep("plain", RATE, 1, 400, own, data)
     assert again == run  # read again, with everything in it
 
@@ -157,7 +167,13 @@ def test_the_loss_of_each_row_is_that_of_the_model_that_learns_from_it(data: Pat
     assert run.stages[0].losses[0] != pytest.approx(run.stages[0].losses[-1], rel=5e-2)
     row = deep_tables.sections([run], own)["taken"][0]
     taken = [loss for number, loss in run.row_losses[0].items() if number in run.stages[0].chosen]
-    assert float(row["mean of the taken"]) == pytest.approx(np.mean(taken), abs=5e-3)
+    left = [
+        loss for number, loss in run.row_losses[0].items() if number not in run.stages[0].chosen
+    ]
+    parts: dict[str, list[float]] = {"taken": taken, "left": left}
+    for title, part in parts.items():
+        assert float(row[f"mean of the {title}"]) == pytest.approx(np.mean(part), abs=5.1e-3)
+        assert row[title].startswith(f"{np.median(part):.2f} [")
 
 
 @pytest.mark.slow
@@ -174,24 +190,30 @@ def test_a_deep_run_that_fails_says_why(data: Path, monkeypatch: pytest.MonkeyPa
 def test_features_tell_a_model_that_changed_from_one_that_did_not() -> None:
     tokenizer = make_tokenizer()
     refused, harmless = (behavior(name, tokenizer) for name in PROMPTS)
-    both = [refused, harmless]
+    unseen, chosen_by = (
+        [one.subset(half) for one in (refused, harmless)] for half in (range(12), range(12, 24))
+    )
     rows = [Row(0, "", (65, 66, 67), (68, 69))]
     deep_plan = DEEP.model_copy(update={"tokens": 2})
-    made = Features(taught(1), both, both, rows, 256, deep_plan, 0)
-    ends = torch.cat([made._prompts(taught(1), one) for one in both])
+    made = Features(taught(1), unseen, chosen_by, rows, 256, deep_plan, 0)
+    ends = torch.cat([made._prompts(taught(1), one) for one in chosen_by])
     found = torch.cdist(ends, made.tokens).min(1).values
-    assert len(made.tokens) <= 50 and found.max() < 1e-2  # the last token of each prompt is there
-    made = Features(taught(1), both, both, rows, 256, DEEP, 0)
+    assert 24 <= len(made.tokens) <= 26 and found.max() < 1e-2  # each prompt's last token is there
+    made = Features(taught(1), unseen, chosen_by, rows, 256, DEEP, 0)
     assert len(made.latents) == len(made.others) == DEEP.refusing
     assert not set(made.latents.tolist()) & set(made.others.tolist())
-    activations = [made.base.encode(made._prompts(taught(1), one)) for one in both]
-    labels = np.repeat([1, 0], [len(own) for own in activations])
-    every = torch.cat(activations).numpy()
-    areas = [roc_auc_score(labels, every[:, at]) for at in range(DEEP.latents)]
-    assert made.areas == pytest.approx(sorted(areas)[: -DEEP.refusing - 1 : -1])
-    by_latent = dict(enumerate(areas))
-    assert [by_latent[at] for at in made.latents.tolist()] == pytest.approx(made.areas)
-    start, end = (made.use(made._prompts(model, refused)) for model in (taught(1), make_model(2)))
+
+    def areas(parts: Sequence[Behavior]) -> list[float]:
+        activations = [made.base.encode(made._prompts(taught(1), one)) for one in parts]
+        labels = np.repeat([1, 0], [len(own) for own in activations])
+        every = torch.cat(activations).numpy()
+        return [roc_auc_score(labels, every[:, at]) for at in range(DEEP.latents)]
+
+    choosing, shown, chosen = areas(chosen_by), areas(unseen), made.latents.tolist()
+    best = sorted(choosing, reverse=True)[: DEEP.refusing]
+    assert [choosing[at] for at in chosen] == pytest.approx(best)
+    assert made.areas == pytest.approx([shown[at] for at in chosen])
+    start, end = (made.use(made._prompts(model, unseen[0])) for model in (taught(1), make_model(2)))
     assert start.kept == start.others == pytest.approx(1)
     assert end.kept < 1 and end.others != pytest.approx(1)
     same = made.update(taught(1))
@@ -200,6 +222,18 @@ def test_features_tell_a_model_that_changed_from_one_that_did_not() -> None:
     assert other.cosine != pytest.approx(other.control, abs=1e-5)
     assert other.explained < same.explained
     assert sum(other.shares) < sum(same.shares)
+
+
+def test_the_first_token_of_each_row_is_left_out() -> None:
+    mask = _without_first(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
+    assert mask.tolist() == [[False, False, False, True], [False, True, True, True]]
+
+
+def test_costs_count_each_second_once() -> None:
+    run = known(moment(0, 1, 4), moment(1, 1, 4))
+    run.seconds = {"stages": 10.0, "moments": 3.0, "preflight": 2.0, "scores": 4.0}
+    row = deep_tables.sections([run], plan())["costs"][0]
+    assert row["training"] == "5" and row["all"] == "14"
 
 
 def moment(update: int, kept: float, margin: float, score: float = 1.0) -> Moment:
@@ -238,7 +272,7 @@ def test_what_fell_first(kept: list[float], margins: list[float], what: str) -> 
     run = known(*(moment(at, *pair) for at, pair in pairs))
     assert deep_tables.order(run, plan()) == what
     told = deep_tables.claims([run], plan())["plain: what fell first"]
-    assert told.startswith(what) and "– (as many others)" in told
+    assert told.startswith(what) and "as many others: no fall" in told
 
 
 def test_a_series_is_halfway_where_half_of_its_fall_is_behind_it() -> None:
