@@ -114,6 +114,8 @@ def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:
     whole = [run for run in runs if not run.failed]
     return {
         "methods": ", ".join(plan.deep.methods),
+        "base": runs[0].base,
+        "seed": runs[0].seed,
         "same": [{"method": run.method, "training": same(run, plan)} for run in runs],
         "order": [_order(run, plan) for run in whole],
         "course": [row for run in whole for row in _course(run)],
