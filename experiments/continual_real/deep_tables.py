@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
+import pandas as pd
 
 from experiments.continual_real.deep import DeepRun, Forecast
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.simulate import FLOOR_SHARE, REFUSALS, simulate
 from experiments.harness.markdown import NOTHING, number
 from riprap.record import DEFAULT_FLOOR
+from riprap.report import apply_style
 
 REFUSAL, PLAIN = REFUSALS[0], "plain"
 FEATURES, MARGINS, TOGETHER, NO_FALL = "features first", "margins first", "together", "no fall"
@@ -132,6 +135,41 @@ def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:
         "costs": [_cost(run) for run in whole],
         "failed": [{"method": run.method, "why": run.failed} for run in runs if run.failed],
     }
+
+
+def figure(runs: Sequence[DeepRun], _: Plan) -> Any:
+    """Plot scores and latents after each update, a panel a run; rules are the ends of tasks."""
+    rows = [
+        {"method": run.method, "update": moment.update, "series": series, "value": value}
+        for run in runs
+        for moment in run.moments
+        for series, value in (
+            ("score of refusal", moment.scores[REFUSAL]),
+            ("score of answering harmless requests", moment.scores[REFUSALS[1]]),
+            ("activation of latents of refusal ÷ base", moment.use.kept),
+            ("of as many other latents ÷ base", moment.use.others),
+        )
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "update", "series", "value"])
+    color = alt.Color("series:N", title=None, sort=None).legend(
+        orient="bottom", columns=1, labelLimit=400
+    )
+    panels = []
+    for run in runs:
+        ends = np.cumsum([stage.updates for stage in run.stages])
+        tasks = pd.DataFrame({"end": ends, "task": run.tasks[: len(ends)]})
+        line = alt.Chart(frame[frame["method"] == run.method]).mark_line()
+        values = line.encode(
+            x=alt.X("update:Q", title="update"),
+            y=alt.Y("value:Q", title=None).scale(domain=[0, 1.05], clamp=True),
+            color=color,
+            strokeDash=alt.StrokeDash("series:N", title=None, sort=None).legend(None),
+        )
+        rules = alt.Chart(tasks).mark_rule(color="#bbb").encode(x="end:Q")
+        names = alt.Chart(tasks).mark_text(align="right", y=-6, fontSize=10, color="#666")
+        layers = alt.layer(rules, names.encode(x="end:Q", text="task:N"), values)
+        panels.append(layers.properties(width=330, height=240, title=run.method))
+    return apply_style(alt.hconcat(*panels))
 
 
 def same(run: DeepRun, plan: Plan) -> str:

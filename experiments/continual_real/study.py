@@ -188,6 +188,7 @@ DEEP: Study[Plan, list[DeepRun]] = Study(
     simulate=look_deep,
     claims=deep_tables.claims,
     sections=deep_tables.sections,
+    figures={"deep_{kind}": deep_tables.figure},
     documents={"deep_{kind}.json": lambda runs, _: runs},
 )
 STUDY = replace(
