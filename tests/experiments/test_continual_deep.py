@@ -275,6 +275,14 @@ def test_what_fell_first(kept: list[float], margins: list[float], what: str) -> 
     assert told.startswith(what) and "as many others: no fall" in told
 
 
+def test_the_figure_draws_scores_and_latents_after_each_update() -> None:
+    run = known(moment(0, 1, 4), moment(1, 0.4, 3, 0.5))
+    drawn = deep_tables.figure([run], plan()).to_dict()
+    values = [row for rows in drawn["datasets"].values() for row in rows if "series" in row]
+    assert [row["value"] for row in values] == [1, 1, 1, 1, 0.5, 1, 0.4, 1]
+    assert [part["title"] for part in drawn["hconcat"]] == ["plain"]
+
+
 def test_a_series_is_halfway_where_half_of_its_fall_is_behind_it() -> None:
     assert deep_tables.halfway([4, 3.5, 2, 1, 0, 3], 0.25) == 2
     assert deep_tables.halfway([4, 5, 3.5], 0.25) is None
