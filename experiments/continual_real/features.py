@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 from experiments.continual_real.measure import AUTOCAST, autocast
 from experiments.continual_real.plan import Deep
 from experiments.continual_real.rows import Row, collate
+from experiments.harness.ranks import roc_area
 from riprap.behaviors import Behavior
 from riprap.evaluation import evaluate, find_layer, preserve_training_state
 from riprap.signals.features import TopKSAE, jaccard, unexplained_variance
@@ -209,10 +210,9 @@ def _shares(latents: Tensor) -> Tensor:
     return (latents > 0).double().mean(0)
 
 
-def _areas(own: Tensor, other: Tensor) -> Tensor:
-    """Return the area under the ROC curve of each latent; ties count half."""
-    larger = (own[:, None] > other[None]).double() + (own[:, None] == other[None]).double() / 2
-    return larger.mean((0, 1))
+def _areas(refused: Tensor, harmless: Tensor) -> Tensor:
+    """Return the area under the ROC curve of each latent."""
+    return torch.from_numpy(roc_area(refused.numpy(), harmless.numpy()))
 
 
 def middle(model: nn.Module) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
 from experiments.harness import markdown
 from experiments.harness.preregistration import Preregistration
+from experiments.harness.ranks import roc_area
 from experiments.onset.tables import share
 from experiments.onset.trace import Trace
 from riprap.detectors import fitted_trends, threshold_margin
@@ -312,10 +313,9 @@ def _area(found: Sequence[Case], scores: np.ndarray) -> float:
     areas = []
     for world in np.unique(worlds):
         at = worlds == world
-        hits, misses = int(broke[at].sum()), int((~broke[at]).sum())
-        if hits and misses:
-            ranks = rankdata(scores[at])[broke[at]].sum()
-            areas.append((ranks - hits * (hits + 1) / 2) / (hits * misses))
+        hits, misses = scores[at & broke], scores[at & ~broke]
+        if len(hits) and len(misses):
+            areas.append(float(roc_area(hits, misses)))
     return float(np.mean(areas)) if areas else math.nan
 
 
