@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from experiments.continual_real.features import Carried, Features, Use, middle
-from experiments.continual_real.measure import AUTOCAST, Look, autocast
+from experiments.continual_real.measure import AUTOCAST, Look, autocast, forward
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.rows import Row, collate, evenly, lettered, scored_rows
 from experiments.continual_real.simulate import (
@@ -37,7 +37,6 @@ from riprap._text import error_text
 from riprap.behaviors import Behavior, is_refusal
 from riprap.detectors import score
 from riprap.evals import final_number, marked_number, squad_prediction, squad_scores
-from riprap.evaluation import preserve_training_state
 from riprap.selection import row_losses
 
 TAUGHT_ROWS = 24  # of each task, whose tokens train features
@@ -243,10 +242,9 @@ class DeepSequence(TaskSequence):
             return
         rows = self.batches[at]
         batch = collate(rows, self.ground.pad)
-        labels = batch.pop("labels")  # without them, no selector takes the pass for a batch
-        with preserve_training_state(model), autocast():
-            output = model(**batch, logits_to_keep=labels.shape[1])
-        losses = row_losses(output, {"labels": labels}).values.tolist()
+        with evaluation.preserve_training_state(model):
+            output = forward(model, batch)
+        losses = row_losses(output, batch).values.tolist()
         numbers = [row.number for row in rows]
         self.out.row_losses[-1] |= dict(zip(numbers, losses, strict=True))
 

@@ -139,9 +139,12 @@ def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:
 
 def figure(runs: Sequence[DeepRun], _: Plan) -> Any:
     """Plot scores and latents after each update, a panel a run; rules are the ends of tasks."""
+    return apply_style(alt.hconcat(*map(_panel, runs)))
+
+
+def _panel(run: DeepRun) -> Any:
     rows = [
-        {"method": run.method, "update": moment.update, "series": series, "value": value}
-        for run in runs
+        {"update": moment.update, "series": series, "value": value}
         for moment in run.moments
         for series, value in (
             ("score of refusal", moment.scores[REFUSAL]),
@@ -150,26 +153,25 @@ def figure(runs: Sequence[DeepRun], _: Plan) -> Any:
             ("of as many other latents ÷ base", moment.use.others),
         )
     ]
-    frame = pd.DataFrame(rows, columns=["method", "update", "series", "value"])
+    frame = pd.DataFrame(rows, columns=["update", "series", "value"])
     color = alt.Color("series:N", title=None, sort=None).legend(
         orient="bottom", columns=1, labelLimit=400
     )
-    panels = []
-    for run in runs:
-        ends = np.cumsum([stage.updates for stage in run.stages])
-        tasks = pd.DataFrame({"end": ends, "task": run.tasks[: len(ends)]})
-        line = alt.Chart(frame[frame["method"] == run.method]).mark_line()
-        values = line.encode(
+    values = (
+        alt.Chart(frame)
+        .mark_line()
+        .encode(
             x=alt.X("update:Q", title="update"),
             y=alt.Y("value:Q", title=None).scale(domain=[0, 1.05], clamp=True),
             color=color,
             strokeDash=alt.StrokeDash("series:N", title=None, sort=None).legend(None),
         )
-        rules = alt.Chart(tasks).mark_rule(color="#bbb").encode(x="end:Q")
-        names = alt.Chart(tasks).mark_text(align="right", y=-6, fontSize=10, color="#666")
-        layers = alt.layer(rules, names.encode(x="end:Q", text="task:N"), values)
-        panels.append(layers.properties(width=330, height=240, title=run.method))
-    return apply_style(alt.hconcat(*panels))
+    )
+    ends = np.cumsum([stage.updates for stage in run.stages])
+    tasks = alt.Chart(pd.DataFrame({"end": ends, "task": run.tasks[: len(ends)]})).encode(x="end:Q")
+    rules = tasks.mark_rule(color="#bbb")
+    names = tasks.mark_text(align="right", y=-6, fontSize=10, color="#666").encode(text="task:N")
+    return alt.layer(rules, names, values).properties(width=330, height=240, title=run.method)
 
 
 def same(run: DeepRun, plan: Plan) -> str:
